@@ -1,0 +1,13 @@
+// tarragon_hpc._native: one binder per source file.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_datapath(nb::module_ &m);
+void bind_ffn(nb::module_ &m);
+
+NB_MODULE(_native, m) {
+    m.doc() = "Hot paths of tarragon_hpc; every function has a Python twin that specifies it.";
+    bind_datapath(m);
+    bind_ffn(m);
+}

@@ -1,0 +1,162 @@
+"""The configuration's sections and keys. The defaults live here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+def _parse_bytes(value: object) -> object:
+    """`1073741824` or `"1GiB"`; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = text[len(digits) :].strip()
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise ValueError("expected a number of bytes, such as 268435456 or 256MiB") from None
+
+
+Bytes = Annotated[int, BeforeValidator(_parse_bytes), Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused, no silent conversions of type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """What is served."""
+
+    path: str = Field(min_length=1, description="directory of the checkpoint (config.json inside)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of attention and experts; auto: the checkpoint's own"
+    )
+    served_name: str | None = Field(None, description="model name in the API; default: the folder")
+    max_model_len: int | None = Field(None, gt=0, description="context; default: the checkpoint's")
+    seed: int = Field(0, ge=0, description="engine seed; requests have their own")
+
+
+class AttentionConfig(Section):
+    """Attention workers (AW): vLLM, KV cache, one process each."""
+
+    workers: int = Field(2, ge=1, le=1024)
+    threads: int | None = Field(None, gt=0, description="CPU threads of each AW; default: a share")
+    max_num_seqs: int = Field(64, gt=0, description="requests stepped together by one AW")
+    max_num_batched_tokens: int = Field(
+        2048, gt=0, description="tokens per step; longer prompts go in chunks"
+    )
+    kv_cache: Bytes | None = Field(
+        None, description="KV cache per AW; default: 512MiB on CPU, gpu_memory_fraction on GPU"
+    )
+    gpu_memory_fraction: float = Field(0.85, gt=0, le=1)
+    block_size: int | None = Field(None, gt=0, description="tokens per KV block; default: vLLM's")
+    prefix_caching: bool = True
+    cuda_graphs: Literal["none", "piecewise"] = Field(
+        "none", description="GPU only; piecewise leaves attention and the expert call outside"
+    )
+
+
+class BatchingConfig(Section):
+    """When an EW starts a layer's batch (paper §5.2)."""
+
+    max_window_us: int = Field(
+        2000, ge=0, description="longest wait for the AWs that have not delivered this layer yet"
+    )
+    min_rows: int = Field(1024, gt=0, description="enough rows: start without waiting")
+    active_ms: int = Field(
+        50, ge=0, description="an AW that has not sent for this long is not waited for"
+    )
+
+
+class ExpertsConfig(Section):
+    """Expert workers (EW): weights of some experts, all their layers; no state."""
+
+    workers: int = Field(2, ge=1, le=4096)
+    shadows: int = Field(0, ge=0, description="idle replicas of every expert on other EWs")
+    backend: Literal["auto", "native", "torch"] = Field(
+        "auto", description="auto: torch where there is a GPU, else the native CPU kernel"
+    )
+    threads: int | None = Field(None, gt=0, description="CPU threads of each EW; default: a share")
+    placement: dict[str, list[int]] | None = Field(
+        None, description="expert ids per EW, e.g. {ew0: [0, 1, 2], ew1: [3]}; default: balanced"
+    )
+    batching: BatchingConfig = BatchingConfig()
+
+
+class CheckpointConfig(Section):
+    """Checkpoint stores (CS): KV segments and the commit ledger."""
+
+    stores: int = Field(0, ge=0)
+
+    @field_validator("stores")
+    @classmethod
+    def _not_yet(cls, value: int) -> int:
+        if value:
+            raise ValueError("KV checkpointing is not built yet; only 0 is allowed")
+        return value
+
+
+class GatewayConfig(Section):
+    """The OpenAI-compatible HTTP front door."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    api_keys: list[str] | None = Field(None, min_length=1, description="Bearer keys; default: open")
+    max_requests: int = Field(
+        1024, gt=0, description="sequences running or waiting; more are answered with 429"
+    )
+    max_body: Bytes = Field(16 << 20, description="bytes of one HTTP request")
+
+
+class TransportConfig(Section):
+    """The data plane between AWs and EWs."""
+
+    kind: Literal["auto", "shm"] = "auto"
+    slots: int = Field(4, ge=1, le=256, description="requests in flight per (AW, EW)")
+    slot_rows: int = Field(256, ge=1, le=65536, description="rows of one slot; more go in several")
+    spin_us: int = Field(20, ge=0, le=1000, description="busy wait before sleeping")
+
+
+class DetectionConfig(Section):
+    """How the death, stop or slowness of a worker is noticed."""
+
+    heartbeat_ms: int = Field(100, gt=0, description="control-plane heartbeat of a worker")
+    heartbeat_misses: int = Field(10, gt=0, description="missed heartbeats: unresponsive")
+    reply_timeout_ms: int = Field(10_000, gt=0, description="longest wait for an EW's reply")
+
+
+class ClusterConfig(Section):
+    """Where the processes run."""
+
+    backend: Literal["local"] = "local"
+    pin: Literal["auto", "none"] = Field("auto", description="bind local workers to CPUs")
+    start_timeout_s: float = Field(300, gt=0, description="all workers ready, or the run fails")
+    drain_timeout_s: float = Field(30, ge=0, description="grace for running requests at a stop")
+
+
+class RunConfig(Section):
+    """Where a run keeps its files."""
+
+    root: str = Field("~/tarragon-runs", min_length=1, description="one directory per run inside")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+
+class Config(Section):
+    """The whole configuration; complete with `model.path` alone."""
+
+    model: ModelConfig
+    attention: AttentionConfig = AttentionConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    transport: TransportConfig = TransportConfig()
+    detection: DetectionConfig = DetectionConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    run: RunConfig = RunConfig()

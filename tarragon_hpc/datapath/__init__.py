@@ -1,0 +1,1 @@
+"""The reconfigurable AW–EW datapath (paper §4.2): routing table, assignment, in-flight, REFE."""

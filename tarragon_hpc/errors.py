@@ -1,0 +1,99 @@
+"""Every error the package raises on purpose, and who handles it.
+
+TarragonError
+├── UserError              a mistake of the person at the keyboard: one line, exit status 2
+│   ├── ConfigError            a key of the configuration; names the key, the value, what is allowed
+│   └── ModelError             a checkpoint directory that cannot be served
+├── RequestError           a mistake in one request: an OpenAI error object, the service goes on
+├── Overloaded             a queue is full: HTTP 429 at the gateway
+├── TransportError         the data plane; handled by the REFE and the expert server
+│   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
+│   ├── PeerLost               a peer died or was cut off while something was owed (expected!)
+│   └── DeadlineExceeded       a peer is alive but did not answer in time
+├── FrameError             bytes from a peer that are not a valid message; the connection is dropped
+├── AuthError              a peer without the run's secret; the connection is dropped
+└── ClusterError           workers could not be started or supervised: exit status 3
+
+Anything that is not in this tree is a bug: it ends the process, and the supervisor reports it.
+"""
+
+
+class TarragonError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_status = 1
+
+
+class UserError(TarragonError):
+    """A mistake of the user. The message is one line that says what is allowed instead."""
+
+    exit_status = 2
+
+
+class ConfigError(UserError):
+    """A configuration key with a bad name or value."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class ModelError(UserError):
+    """A checkpoint directory that cannot be served; the message names the path and the reason."""
+
+
+class RequestError(TarragonError):
+    """One request is invalid. `param` is the field of the request at fault, if there is one."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+class Overloaded(TarragonError):
+    """A bounded queue is full; the caller should come back later."""
+
+
+class TransportError(TarragonError):
+    """The data plane."""
+
+
+class ConnectFailed(TransportError):
+    """A peer could not be reached, or the handshake failed."""
+
+
+class PeerLost(TransportError):
+    """A peer died or was cut off. An expected outcome, not a surprise."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(f"{peer} lost: {reason}")
+        self.peer = peer
+        self.reason = reason
+
+
+class DeadlineExceeded(TransportError):
+    """A peer that still seems alive did not answer in time."""
+
+    def __init__(self, peer: str, seconds: float) -> None:
+        super().__init__(f"{peer} did not answer within {seconds:.3f} s")
+        self.peer = peer
+        self.seconds = seconds
+
+
+class FrameError(TarragonError):
+    """Bytes that are not a valid message."""
+
+
+class AuthError(TarragonError):
+    """A peer that does not know the run's secret."""
+
+
+class ClusterError(TarragonError):
+    """Workers could not be started or supervised."""
+
+    exit_status = 3

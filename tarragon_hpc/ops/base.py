@@ -1,0 +1,63 @@
+"""What an expert FFN backend does.
+
+Invariant 2 (DESIGN §4): the output row of a pair depends on its input row and the expert's weights
+only: not on the other rows of the batch, their number, their order, or the worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTensors:
+    """Weights of one expert in one layer, as they lie in the checkpoint (usually a file mapping).
+
+    gate, up: [ffn, hidden]; down: [hidden, ffn]; biases [ffn], [ffn], [hidden] or None. Row-major,
+    C-contiguous. dtype float32 or float16, or uint16 holding bfloat16 bits when `bfloat16` is set.
+    """
+
+    gate: NDArray[Any]
+    up: NDArray[Any]
+    down: NDArray[Any]
+    gate_bias: NDArray[Any] | None = None
+    up_bias: NDArray[Any] | None = None
+    down_bias: NDArray[Any] | None = None
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows of one expert that came with one dispatch.
+
+    `x` points at the dispatch's rows [rows, hidden]; `index` (u32 [count]) says which of them this
+    expert reads; `y` receives [count, hidden]. Addresses, not arrays: they lie in slots of a
+    channel, and the caller keeps them valid during the call.
+    """
+
+    expert: int
+    x: int
+    index: int
+    count: int
+    y: int
+
+
+class ExpertBank(Protocol):
+    """The experts that one EW holds, ready to run."""
+
+    def experts(self) -> frozenset[int]:
+        """Ids of the loaded experts."""
+
+    def run(self, layer: int, segments: list[Segment]) -> None:
+        """Compute all segments of a layer's batch, writing every y. The GIL is released.
+
+        Segments of the same expert are run as one batch, whatever AW they came from. Raises
+        KeyError for an expert or a layer that is not loaded.
+        """
+
+    def nbytes(self) -> int:
+        """Bytes of weights held (mapped or copied)."""

@@ -1,0 +1,1 @@
+"""What crosses a process boundary: control messages, their framing, and who may speak."""

@@ -1,0 +1,66 @@
+"""Parts of messages that more than one receiver uses."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all control messages: immutable, closed unions by tag."""
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of what messages are made of."""
+
+
+class Peer(Part, frozen=True):
+    """One process that can be connected to on the data plane."""
+
+    worker: str
+    incarnation: int
+    address: dict[str, str]
+
+
+class SamplingSpec(Part, frozen=True):
+    """How the tokens of one sequence are chosen; the names and meanings are vLLM's.
+
+    Stop strings are not here: the gateway matches them on the text and aborts.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class TokenLogprobs(Part, frozen=True):
+    """Log probabilities at one position: the chosen token first, then the most likely ones."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class TokenDelta(Part, frozen=True):
+    """New tokens of one sequence.
+
+    `index` is the position of the first of them in the sequence's output, so that a token that
+    arrives twice is seen as such. `finish` is vLLM's finish reason, set on the last delta.
+    """
+
+    request: str
+    index: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish: str | None = None
+    stop_reason: int | None = None

@@ -1,0 +1,120 @@
+"""asyncio glue: an authenticated, framed connection in one class for both ends.
+
+A dead process is an EOF here, which is the control plane's fastest evidence (DESIGN §8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
+from tarragon_hpc.wire import auth
+from tarragon_hpc.wire.codec import FrameDecoder, encode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tarragon_hpc.wire.common import Message
+
+CONTROL = b"control"
+HANDSHAKE_TIMEOUT_S = 5.0
+_READ = 1 << 18
+
+M = TypeVar("M")
+
+
+class Connection(Generic[M]):
+    """One authenticated connection; `M` is the union of messages this end receives.
+
+    `send` never waits: messages go to asyncio's write buffer, whose size `backlog` tells.
+    Used from one event loop only.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        decoder: FrameDecoder[M],
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = decoder
+        peer = writer.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if peer else "?"
+        raw = writer.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __repr__(self) -> str:
+        return f"Connection({self.peer}, backlog={self.backlog})"
+
+    @property
+    def backlog(self) -> int:
+        """Bytes accepted by `send` that the kernel has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
+
+    def send(self, *messages: Message) -> None:
+        """Queue messages; silently dropped once the connection is closed (the reader tells)."""
+        if not self._writer.is_closing():
+            self._writer.write(b"".join(encode(m) for m in messages))
+
+    async def messages(self) -> AsyncIterator[M]:
+        """Messages until the peer goes away (normal end). Raises FrameError on garbage."""
+        while True:
+            try:
+                data = await self._reader.read(_READ)
+            except OSError:
+                return
+            if not data:
+                return
+            for message in self._decoder.feed(data):
+                yield message
+
+    async def close(self) -> None:
+        """Flush what was sent, then close. Safe to call twice."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+async def connect(
+    host: str, port: int, secret: bytes, decoder: FrameDecoder[M], *, timeout_s: float = 10.0
+) -> Connection[M]:
+    """Connect and authenticate. Raises ConnectFailed or AuthError."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                shake = auth.ClientHandshake(secret, CONTROL)
+                writer.write(shake.hello())
+                writer.write(shake.proof(await reader.readexactly(auth.CHALLENGE_BYTES)))
+                if await reader.readexactly(1) != auth.OK:
+                    raise AuthError("the server refused the handshake")
+            except BaseException:
+                writer.close()
+                raise
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        raise ConnectFailed(f"{host}:{port}: {error or type(error).__name__}") from None
+    return Connection(reader, writer, decoder)
+
+
+async def accept(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    secret: bytes,
+    decoder: FrameDecoder[M],
+) -> Connection[M]:
+    """Authenticate a connection that came in. Raises AuthError; the socket is then closed."""
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            shake = auth.ServerHandshake(secret, CONTROL)
+            writer.write(shake.challenge(await reader.readexactly(auth.HELLO_BYTES)))
+            shake.verify(await reader.readexactly(auth.PROOF_BYTES))
+            writer.write(auth.OK)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, AuthError, FrameError) as error:
+        writer.close()
+        raise AuthError(str(error) or type(error).__name__) from None
+    return Connection(reader, writer, decoder)

@@ -1,0 +1,61 @@
+"""Control messages that a worker receives. All come from the head."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from tarragon_hpc.wire.common import Message, Peer, SamplingSpec
+
+
+class Welcome(Message, frozen=True):
+    """Answer to Register: the worker belongs to the run. `experts` is set for EWs: load these."""
+
+    epoch: int
+    experts: list[int] | None = None
+    shadows: list[int] | None = None
+
+
+class Table(Message, frozen=True):
+    """The expert routing table (ERT) of an epoch, and how to reach the EWs in it.
+
+    `candidates[e]` lists the EWs that hold expert e, primary first, then shadows.
+    """
+
+    epoch: int
+    candidates: list[list[str]]
+    peers: list[Peer]
+
+
+class Submit(Message, frozen=True):
+    """Run one sequence. `request` is unique in the run and names it in every answer."""
+
+    request: str
+    prompt: list[int]
+    sampling: SamplingSpec
+
+
+class Abort(Message, frozen=True):
+    """Forget these sequences; nothing more is sent for them. Unknown ids are ignored."""
+
+    requests: list[str]
+
+
+class Drain(Message, frozen=True):
+    """Finish what runs, take nothing new, then send Stopping and exit."""
+
+    reason: str
+
+
+class Shutdown(Message, frozen=True):
+    """Send Stopping and exit now; running sequences are dropped."""
+
+    reason: str
+
+
+class Fence(Message, frozen=True):
+    """The head has given this incarnation up: exit at once, without another byte to anyone."""
+
+    reason: str
+
+
+ToWorker: TypeAlias = Welcome | Table | Submit | Abort | Drain | Shutdown | Fence
