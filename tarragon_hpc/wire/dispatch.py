@@ -37,8 +37,8 @@ STATUS_FAILED = 4
 DTYPES = {"float32": (0, 4), "bfloat16": (1, 2), "float16": (2, 2)}
 DTYPE_NAMES = {code: name for name, (code, _) in DTYPES.items()}
 
-_REQUEST = struct.Struct("<IHHIIQIIIII16x")
-_REPLY = struct.Struct("<IHHIIQIIIIQ8x")
+_REQUEST = struct.Struct("<IHHIIQIIIII20x")
+_REPLY = struct.Struct("<IHHIIQIIIIQ16x")
 
 
 class RequestHeader(NamedTuple):
