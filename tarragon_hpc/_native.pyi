@@ -1,0 +1,1 @@
+"""Types of the compiled module; one section per source file of kernels/."""
