@@ -1,0 +1,1 @@
+"""Where the processes run, and how they find the head."""

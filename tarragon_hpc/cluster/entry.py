@@ -1,0 +1,112 @@
+"""A worker process: `python -m tarragon_hpc.cluster.entry --worker aw0 --incarnation 1 …`.
+
+Everything that must happen before heavy imports is here; then the role's `main(context)` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from tarragon_hpc.cluster.lifeline import die_with
+from tarragon_hpc.cluster.rendezvous import CONFIG, read_head, run_secret
+from tarragon_hpc.config import load_config
+from tarragon_hpc.errors import ConfigError, TarragonError
+from tarragon_hpc.ids import Role, parse_worker_id
+from tarragon_hpc.observe.log import configure
+from tarragon_hpc.wire.link import WorkerContext
+
+_MAIN = {Role.AW: "tarragon_hpc.attention.worker", Role.EW: "tarragon_hpc.expert.worker"}
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one worker to its end; returns the exit status (2: bad arguments or configuration)."""
+    args = _parse(argv)
+    if args.parent is not None:
+        die_with(args.parent)
+    os.umask(0o077)
+    configure(f"{args.worker}.{args.incarnation}")
+    faulthandler.enable()
+    try:
+        role = worker_role(args.worker)
+        context = make_context(args.run_dir, args.worker, args.incarnation, args.cpus)
+        if context.cpus is not None:
+            bind(context.cpus)
+        importlib.import_module(_MAIN[role]).main(context)
+    except TarragonError as error:
+        log.error("%s", error)
+        return error.exit_status
+    return 0
+
+
+def worker_role(worker: str) -> Role:
+    """The role of a worker id that this program can run. Raises ConfigError."""
+    try:
+        role, _ = parse_worker_id(worker)
+    except ValueError as error:
+        raise ConfigError("--worker", str(error)) from None
+    if role not in _MAIN:
+        raise ConfigError("--worker", f"{worker!r}: no program for this role; expected aw or ew")
+    return role
+
+
+def make_context(
+    run_dir: Path, worker: str, incarnation: int, cpus: tuple[int, ...] | None
+) -> WorkerContext:
+    """Gather what the run directory says. Raises ConfigError or ClusterError."""
+    head = read_head(run_dir)
+    return WorkerContext(
+        worker=worker,
+        incarnation=incarnation,
+        config=load_config(run_dir / CONFIG),
+        run_dir=run_dir,
+        secret=run_secret(run_dir),
+        head=(head.control_host, head.control_port),
+        runtime_dir=Path(head.runtime_dir),
+        cpus=cpus,
+    )
+
+
+def bind(cpus: tuple[int, ...]) -> None:
+    """Bind this process, and every thread it will start, to CPUs. Raises ConfigError."""
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        text = ",".join(map(str, cpus))
+        raise ConfigError("--cpus", f"{text}: {error.strerror}; allowed: {allowed}") from None
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tarragon_hpc.cluster.entry", description=__doc__)
+    parser.add_argument("--worker", required=True, help="worker id, e.g. aw0")
+    parser.add_argument("--incarnation", required=True, type=_positive)
+    parser.add_argument("--run-dir", required=True, type=Path)
+    parser.add_argument("--cpus", type=_cpu_list, help="bind to these CPUs, e.g. 0,1")
+    parser.add_argument("--parent", type=_positive, help="pid to die with")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
+    return value
+
+
+def _cpu_list(text: str) -> tuple[int, ...]:
+    cpus = tuple(int(part) for part in text.split(","))
+    if any(cpu < 0 for cpu in cpus):
+        raise argparse.ArgumentTypeError(f"{text}: expected CPU numbers, e.g. 0,1")
+    return cpus
+
+
+if __name__ == "__main__":
+    sys.exit(main())
