@@ -170,7 +170,9 @@ def _deepseek_v2(size: Size) -> tuple[str, dict[str, Any]]:
 def _deepseek_v3(size: Size) -> tuple[str, dict[str, Any]]:
     return "DeepseekV3", _deepseek(size) | {
         "q_lora_rank": 64,
-        "topk_method": "noaux_tc",  # transformers has no such field, engines look for it
+        # transformers knows no other gate; engines are told by these two, as in the released ones
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
         "routed_scaling_factor": 2.5,
         "norm_topk_prob": True,
         "num_mtp_layers": 0,

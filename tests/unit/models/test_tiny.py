@@ -50,7 +50,7 @@ def test_checkpoint_is_sharded_with_an_index(tiny_models):
 
 def test_deepseek_v3_names_its_gate(tiny_models):
     config = json.loads((tiny_models("deepseek-v3") / "config.json").read_text())
-    assert config["topk_method"] == "noaux_tc"
+    assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")
 
 
 def test_seed_decides_the_bytes(tmp_path):
