@@ -6,6 +6,7 @@ TarragonError
 │   └── ModelError             a checkpoint directory that cannot be served
 ├── RequestError           a mistake in one request: an OpenAI error object, the service goes on
 ├── Overloaded             a queue is full: HTTP 429 at the gateway
+├── Unavailable            the service cannot take a request, or lost it: HTTP 503 at the gateway
 ├── TransportError         the data plane; handled by the REFE and the expert server
 │   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
 │   ├── PeerLost               a peer died or was cut off while something was owed (expected!)
@@ -57,6 +58,10 @@ class RequestError(TarragonError):
 
 class Overloaded(TarragonError):
     """A bounded queue is full; the caller should come back later."""
+
+
+class Unavailable(TarragonError):
+    """Nobody can run a request now, or whoever ran it was lost. No fault of the request."""
 
 
 class TransportError(TarragonError):

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP front door: sessions, token log, text. No torch, no engine."""
