@@ -1,0 +1,1 @@
+"""Expert worker (EW): the weights of some experts, all their layers, and no state (DESIGN §2)."""
