@@ -81,7 +81,7 @@ def mxfp4(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.fl
     table = np.array(_E2M1 + tuple(-v for v in _E2M1), np.float32)
     values[..., 0] = table[blocks & 15]
     values[..., 1] = table[blocks >> 4]
-    factor = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+    factor = np.ldexp(np.float32(1), np.minimum(scales, 254).astype(np.int32) - 127)
     factor[scales == 255] = np.nan
     values *= factor[:, :, None, None]
     return values.reshape(blocks.shape[0], blocks.shape[1] * 32)
