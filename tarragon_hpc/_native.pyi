@@ -1,1 +1,110 @@
 """Types of the compiled module; one section per source file of kernels/."""
+
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+# datapath_slots.cpp: shared memory, slots, doorbells (the contract is in transport/base.py)
+
+BELL_BYTES: int
+
+def map_shared(fd: int, nbytes: int) -> memoryview:
+    """Map a memory file read-write; unmapped when the last view of it is gone. Raises OSError."""
+
+def ring_bytes(slots: int, nbytes: int) -> int:
+    """Bytes of a ring of `slots` buffers of `nbytes` each, control lines included."""
+
+def slot_offset(slot: int, nbytes: int) -> int:
+    """Where the buffer of a slot starts in its ring."""
+
+class Doorbell:
+    """Counter and sleepers in `BELL_BYTES` of shared memory; see `base.Doorbell`."""
+
+    def __init__(self, memory: Buffer, spin_us: int) -> None: ...
+    def value(self) -> int: ...
+    def ring(self) -> None: ...
+    def wait(self, seen: int, timeout_s: float) -> int: ...
+
+class ClientSlots:
+    """The asking end of two rings: `request` in the peer's memory, `reply` in ours."""
+
+    def __init__(
+        self,
+        request: Buffer,
+        reply: Buffer,
+        slots: int,
+        request_bytes: int,
+        reply_bytes: int,
+        peer_bell: Doorbell,
+    ) -> None: ...
+    def acquire(self) -> int | None: ...
+    def post(self, slot: int, nbytes: int) -> None: ...
+    def reply(self, slot: int) -> int | None:
+        """Bytes of the reply as the peer states them (to be checked), once it is there."""
+    def release(self, slot: int) -> None: ...
+    def abandon(self, slot: int) -> None: ...
+
+class ServerSlots:
+    """The answering end: `request` in our memory, `reply` in the peer's."""
+
+    def __init__(
+        self,
+        request: Buffer,
+        reply: Buffer,
+        slots: int,
+        request_bytes: int,
+        reply_bytes: int,
+        peer_bell: Doorbell,
+    ) -> None: ...
+    def poll(self) -> tuple[int, int] | None:
+        """Slot of the next request and its bytes as the peer states them (to be checked)."""
+    def send(self, slot: int, nbytes: int) -> None: ...
+
+# datapath_rows.cpp: the twins are datapath/assign.py, datapath/rows.py and wire/parse.py
+
+class Assignment:
+    """See `datapath.rows.Assignment`."""
+
+    @property
+    def workers(self) -> tuple[int, ...]: ...
+    @property
+    def missing(self) -> tuple[int, ...]: ...
+    def tables(self, part: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+        """Groups (expert, count), pair rows, and tokens of the rows of a part."""
+    def size(self, part: int) -> tuple[int, int]: ...
+    def pack(
+        self, part: int, slot: Buffer, hidden: int, sequence: int, layer: int, flags: int
+    ) -> int: ...
+    def combine(self, replies: Sequence[Buffer], weights: int, out: int) -> None: ...
+
+class Router:
+    """See `datapath.rows.Router`."""
+
+    def __init__(
+        self,
+        owners: Buffer,
+        workers: int,
+        top_k: int,
+        hidden: int,
+        dtype: int,
+        incarnation: int,
+        epoch: int,
+    ) -> None: ...
+    def assign(self, topk_ids: int, rows: int) -> Assignment: ...
+
+def parse_tables(
+    slot: Buffer, rows: int, pairs: int, groups: int
+) -> tuple[list[tuple[int, int, int]], bytes, int]:
+    """Checked groups (expert, first pair, count), a copy of the pair rows and its address.
+
+    Raises ValueError if a number in the tables is out of range.
+    """
+
+def gather_rows(x: int, index: int, count: int, y: int, row_bytes: int) -> None:
+    """y[i] = x[index[i]] for i < count; x, index (u32) and y are addresses."""
+
+def address_of(buffer: Buffer) -> int:
+    """The address of a buffer's first byte."""
+
+def dispatch_layout() -> dict[str, tuple[int, ...]]:
+    """Size and field offsets of the headers, to compare with wire/dispatch.py."""

@@ -6,6 +6,8 @@ install, say); ask `reason`, the type of `module` does not tell.
 
 from __future__ import annotations
 
+__all__ = ["module", "reason"]
+
 reason: str | None = None
 try:
     from tarragon_hpc import _native as module
