@@ -1,0 +1,229 @@
+"""The head's control port: workers and command-line clients connect here.
+
+Nobody is listened to before the handshake; the first message decides what a connection is. Bytes
+that are not valid messages end their connection and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from tarragon_hpc.errors import AuthError, FrameError
+from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.wire.codec import head_decoder
+from tarragon_hpc.wire.stream import accept
+from tarragon_hpc.wire.to_client import Done, Error, StatusReply
+from tarragon_hpc.wire.to_head import Failed, Refused, Register, StatusQuery, StopRun, Tokens
+from tarragon_hpc.wire.to_worker import Fence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import Any
+
+    from tarragon_hpc.orchestrator.service import Link, Report
+    from tarragon_hpc.wire.stream import Connection
+    from tarragon_hpc.wire.to_head import ToHead
+
+# Connections that have not proved that they know the secret; more are turned away.
+_MAX_STRANGERS = 128
+_FIRST_MESSAGE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Workers(Protocol):
+    """Who hears of workers (the orchestrator)."""
+
+    def admit(self, link: Link, register: Register) -> Incarnation | None:
+        """A worker introduces itself; None: it must be fenced."""
+
+    def hear(self, who: Incarnation) -> None:
+        """A sign of life."""
+
+    def receive(self, message: Report) -> None:
+        """A report about the worker itself."""
+
+    def lost(self, who: Incarnation, reason: str) -> None:
+        """The connection of an admitted worker ended."""
+
+
+class Sequences(Protocol):
+    """Who hears of sequences (the gateway)."""
+
+    def on_tokens(self, message: Tokens) -> None:
+        """New tokens."""
+
+    def on_refused(self, message: Refused) -> None:
+        """A sequence that can never run."""
+
+    def on_failed(self, message: Failed) -> None:
+        """Sequences lost through no fault of theirs."""
+
+
+class Clients(Protocol):
+    """Who answers command-line clients (the head)."""
+
+    def status(self) -> dict[str, Any]:
+        """The content of a StatusReply."""
+
+    def stop(self, drain_s: float) -> Awaitable[None]:
+        """Begin to stop the run; the result is done when no worker is left."""
+
+
+class ControlServer:
+    """Accepts, authenticates and serves control connections. One event loop."""
+
+    def __init__(
+        self,
+        secret: bytes,
+        *,
+        workers: Workers,
+        sequences: Sequences,
+        clients: Clients,
+        dropped: Callable[[str], None],
+    ) -> None:
+        self._secret = secret
+        self._workers = workers
+        self._sequences = sequences
+        self._clients = clients
+        self._dropped = dropped
+        self._strangers = 0
+        self._open: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    def __repr__(self) -> str:
+        return f"ControlServer({len(self._open)} connections)"
+
+    async def start(self, host: str, port: int = 0) -> int:
+        """Listen; returns the port."""
+        self._server = await asyncio.start_server(self._accept, host, port)
+        name: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
+        return name[1]
+
+    async def close(self) -> None:
+        """Stop listening and end all connections."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    def _drop(self, cause: str, detail: str) -> None:
+        log.info("connection dropped: %s: %s", cause, detail)
+        self._dropped(cause)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._strangers >= _MAX_STRANGERS:
+            self._drop("crowded", f"{self._strangers} handshakes are under way")
+            writer.close()
+            return
+        task = asyncio.create_task(self._serve(reader, writer), name="control-connection")
+        self._open.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._open.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("bug while serving a control connection", exc_info=error)
+            self._dropped("bug")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._strangers += 1
+        try:
+            connection = await accept(reader, writer, self._secret, head_decoder())
+        except AuthError as error:
+            self._drop("handshake", str(error))
+            return
+        finally:
+            self._strangers -= 1
+        try:
+            await self._introduce(connection)
+        except FrameError as error:
+            self._drop("garbage", f"{connection.peer}: {error}")
+        finally:
+            await connection.close()
+
+    async def _introduce(self, connection: Connection[ToHead]) -> None:
+        messages = connection.messages()
+        try:
+            async with asyncio.timeout(_FIRST_MESSAGE_S):
+                first = await anext(messages, None)
+        except TimeoutError:
+            self._drop("silent", connection.peer)
+            return
+        match first:
+            case Register():
+                await self._serve_worker(connection, first, messages)
+            case StatusQuery() | StopRun():
+                await self._serve_client(connection, first, messages)
+            case None:
+                pass
+            case _:
+                self._drop("protocol", f"{connection.peer}: began with {type(first).__name__}")
+
+    async def _serve_worker(
+        self, connection: Connection[ToHead], register: Register, messages: AsyncIterator[ToHead]
+    ) -> None:
+        who = self._workers.admit(connection, register)
+        if who is None:
+            name = Incarnation(register.worker, register.incarnation)
+            self._drop("stale worker", f"{name} (pid {register.pid} on {register.host})")
+            connection.send(Fence(f"{name} is not the current incarnation"))
+            return
+        reason = "its connection was closed"
+        try:
+            async for message in messages:
+                if not self._dispatch(who, message):
+                    reason = f"it sent {type(message).__name__} where it must not"
+                    self._drop("protocol", f"{who}: {reason}")
+                    return
+        except FrameError as error:
+            reason = f"it sent garbage: {error}"
+            raise
+        except asyncio.CancelledError:
+            reason = "the head is closing"
+            raise
+        finally:
+            self._workers.lost(who, reason)
+
+    def _dispatch(self, who: Incarnation, message: ToHead) -> bool:
+        """Hand a worker's message on. False: a worker must not send this, or not in this name."""
+        if isinstance(message, Register | StatusQuery | StopRun):
+            return False
+        if (message.worker, message.incarnation) != who:
+            return False
+        self._workers.hear(who)
+        match message:
+            case Tokens():
+                self._sequences.on_tokens(message)
+            case Refused():
+                self._sequences.on_refused(message)
+            case Failed():
+                self._sequences.on_failed(message)
+            case _:
+                self._workers.receive(message)
+        return True
+
+    async def _serve_client(
+        self,
+        connection: Connection[ToHead],
+        message: ToHead | None,
+        messages: AsyncIterator[ToHead],
+    ) -> None:
+        while message is not None:
+            match message:
+                case StatusQuery():
+                    connection.send(StatusReply(self._clients.status()))
+                case StopRun(drain_s=drain_s) if math.isfinite(drain_s) and drain_s >= 0:
+                    await self._clients.stop(drain_s)
+                    connection.send(Done())
+                    return
+                case StopRun():
+                    connection.send(Error(f"drain_s: {message.drain_s}: must be 0 or more"))
+                case _:
+                    self._drop("protocol", f"{connection.peer}: {type(message).__name__}")
+                    return
+            message = await anext(messages, None)

@@ -1,0 +1,162 @@
+"""Tells the gateway, the timeline and the metrics what every event of the run means to them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.observe.timeline import LOST
+from tarragon_hpc.orchestrator import changes as ch
+from tarragon_hpc.orchestrator import events as ev
+from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
+from tarragon_hpc.orchestrator.status import worker_word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tarragon_hpc.observe.metrics import HeadMetrics
+    from tarragon_hpc.observe.timeline import Timeline
+
+
+class Gateway(Protocol):
+    """What the gateway wants to know (gateway.sessions.Sessions)."""
+
+    def set_serving(self, serving: bool, reason: str) -> None:
+        """Whether sequences are admitted, and if not, why."""
+
+    def on_worker_serving(self, worker: str, incarnation: int) -> None:
+        """An AW takes sequences."""
+
+    def on_worker_lost(self, worker: str, incarnation: int, reason: str) -> None:
+        """An AW is gone, and its sequences with it."""
+
+
+class Reporter:
+    """Observes an orchestrator. `serving` is set once the run has started."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        timeline: Timeline,
+        metrics: HeadMetrics,
+        heard: Callable[[], Mapping[Incarnation, float]],
+    ) -> None:
+        self.serving = asyncio.Event()
+        self._gateway = gateway
+        self._timeline = timeline
+        self._metrics = metrics
+        self._heard = heard
+        self._started: dict[Incarnation, float] = {}
+
+    def observe(self, before: State, after: State, event: ev.Event) -> None:
+        """One event: first what it was, then what followed from it."""
+        if after.stale > before.stale:
+            self._metrics.dropped_messages.inc()
+            return
+        self._tell(before, after, event)
+        for change in ch.diff(before, after):
+            match change:
+                case ch.AttentionServing():
+                    self._gateway.on_worker_serving(change.worker, change.incarnation)
+                case ch.AttentionGone():
+                    self._gateway.on_worker_lost(change.worker, change.incarnation, change.reason)
+                case ch.Availability():
+                    self._gateway.set_serving(change.serving, change.reason)
+                    what = "admission opened" if change.serving else "admission closed"
+                    self._timeline.record(what, reason=change.reason)
+                case _:
+                    assert_never(change)
+        if after.phase is RunPhase.RUNNING and before.phase is RunPhase.STARTING:
+            took = round(after.since - before.since, 3)
+            self._timeline.record("run serving", took_s=took)
+            self.serving.set()
+        self._measure(before, after, event)
+
+    def _tell(self, before: State, after: State, event: ev.Event) -> None:
+        record = self._timeline.record
+        match event:
+            case ev.TablePublished():
+                record("table published", epoch=event.epoch)
+            case ev.DrainBegan():
+                record("drain began", reason=event.reason, drain_s=event.drain_s)
+            case ev.StopBegan():
+                record("stop began", reason=event.reason, failed=event.failed)
+            case ev.RunEnded():
+                record("run ended", reason=after.reason)
+            case ev.RunCreated():
+                pass
+            case _:
+                self._tell_of_worker(before, after, event)
+
+    def _tell_of_worker(self, before: State, after: State, event: ev.AboutWorker) -> None:
+        who = Incarnation(event.worker, event.incarnation)
+
+        def record(what: str, **more: str | int | float | None) -> None:
+            self._timeline.record(what, worker=who.worker, incarnation=who.number, **more)
+
+        match event:
+            case ev.WorkerStarted():
+                record("worker started", pid=event.pid)
+            case ev.WorkerRegistered():
+                record("worker registered", pid=event.pid, host=event.host)
+            case ev.WorkerWelcomed():
+                record("worker welcomed")
+            case ev.WorkerReady():
+                record("worker ready")
+            case ev.TableSent():
+                record("table sent", epoch=event.epoch)
+            case ev.TableTaken():
+                record("table taken", epoch=event.epoch)
+            case ev.WorkerSilent():
+                record("worker silent", silent_s=event.silent_s)
+            case ev.WorkerHeard():
+                record("worker heard again")
+            case ev.WorkerSuspected():
+                record("worker suspected", by=event.by, reason=event.reason)
+            case ev.WorkerStopAsked():
+                record("worker told to stop", reason=event.reason)
+            case ev.WorkerLeaving():
+                record("worker leaving", reason=event.reason)
+            case ev.WorkerFenced():
+                record("worker fenced")
+            case ev.WorkerLost() | ev.WorkerExited():
+                phase = after.workers[who.worker].phase
+                if before.workers[who.worker].phase is phase:
+                    if isinstance(event, ev.WorkerExited):
+                        record("exit known", exit=event.exit)
+                    return
+                if isinstance(event, ev.WorkerExited):
+                    detected, reason = "process exit", event.exit
+                else:
+                    detected, reason = "connection", event.reason
+                last = self._heard().get(who)
+                record(
+                    LOST if phase is Phase.DEAD else "worker stopped",
+                    detected=detected,
+                    reason=reason,
+                    silent_s=None if last is None else round(time.monotonic() - last, 6),
+                )
+            case _:
+                assert_never(event)
+
+    def _measure(self, before: State, after: State, event: ev.Event) -> None:
+        self._metrics.epoch.set(after.epoch)
+        for name, worker in after.workers.items():
+            was = before.workers[name]
+            if worker.phase is was.phase:
+                continue
+            if worker.phase is Phase.STARTING:
+                self._started[Incarnation(name, worker.incarnation)] = event.at
+            if worker.phase is Phase.SERVING:
+                started = self._started.pop(Incarnation(name, worker.incarnation), event.at)
+                self._metrics.start_seconds.labels(worker.role).observe(event.at - started)
+            if worker.phase is Phase.DEAD:
+                self._metrics.lost.labels(worker.role).inc()
+        count = Counter((w.role, worker_word(w)) for w in after.workers.values())
+        for w in before.workers.values():
+            count.setdefault((w.role, worker_word(w)), 0)
+        for (role, word), number in count.items():
+            self._metrics.workers.labels(role, word).set(number)

@@ -1,0 +1,81 @@
+"""Configuration → what each worker process gets: CPUs, GPU, environment, program. Pure."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.ids import Incarnation, Role, worker_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from tarragon_hpc.config import Config
+
+_ENTRY = (sys.executable, "-m", "tarragon_hpc.cluster.entry")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker's place; the same for all its incarnations.
+
+    `cpus` None: not bound. `env` is added to the head's own environment.
+    """
+
+    worker: str
+    role: Role
+    cpus: tuple[int, ...] | None
+    env: Mapping[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = _ENTRY
+
+    def command(self, who: Incarnation, run_dir: Path, parent: int) -> list[str]:
+        """The command line of one incarnation, a child of process `parent`."""
+        command = [*self.program, "--worker", who.worker, "--incarnation", str(who.number)]
+        command += ["--run-dir", str(run_dir), "--parent", str(parent)]
+        if self.cpus is not None:
+            command += ["--cpus", ",".join(map(str, self.cpus))]
+        return command
+
+
+def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> list[WorkerSpec]:
+    """The workers of a run on one machine with these CPUs and GPUs (ids for CUDA).
+
+    AWs split the CPUs evenly among themselves, and EWs split the same CPUs among themselves: a
+    layer alternates between attention and experts, so the two seldom compute at once. With more
+    workers of a role than CPUs some share one. GPUs are dealt out AWs first, one each; with fewer
+    GPUs than workers some share one.
+    Raises ConfigError if the AWs that share a GPU claim more than all of its memory.
+    """
+    counts = {Role.AW: config.attention.workers, Role.EW: config.experts.workers}
+    threads = {Role.AW: config.attention.threads, Role.EW: config.experts.threads}
+    specs: list[WorkerSpec] = []
+    sharing: dict[str, int] = {}
+    for role, count in counts.items():
+        for number in range(count):
+            share = cpu_share(cpus, number, count)
+            env = {"OMP_NUM_THREADS": str(threads[role] or len(share))}
+            if gpus:
+                gpu = gpus[len(specs) % len(gpus)]
+                env["CUDA_VISIBLE_DEVICES"] = gpu
+                sharing[gpu] = sharing.get(gpu, 0) + (role is Role.AW)
+            pinned = share if config.cluster.pin == "auto" else None
+            specs.append(WorkerSpec(worker_id(role, number), role, pinned, env))
+    fraction = config.attention.gpu_memory_fraction
+    for gpu, workers in sharing.items():
+        if workers > 1 and workers * fraction > 1:
+            raise ConfigError(
+                "attention.gpu_memory_fraction",
+                f"{fraction:g}: {workers} AWs share GPU {gpu}; at most {1 / workers:.2f} each",
+            )
+    return specs
+
+
+def cpu_share(cpus: Sequence[int], number: int, count: int) -> tuple[int, ...]:
+    """The CPUs of the `number`-th of `count` workers: neighbours, shares differ by at most one."""
+    if count > len(cpus):
+        return (cpus[number % len(cpus)],)
+    first, end = (len(cpus) * n // count for n in (number, number + 1))
+    return tuple(cpus[first:end])

@@ -1,0 +1,107 @@
+"""What a change of state means to the rest of the head (the gateway, the timeline). Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tarragon_hpc.ids import Role
+from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionServing:
+    """An AW takes sequences from now on."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGone:
+    """An AW that served does not any more; its sequences are lost."""
+
+    worker: str
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether the service as a whole can admit a sequence, and if not, why."""
+
+    serving: bool
+    reason: str
+
+
+Change: TypeAlias = AttentionServing | AttentionGone | Availability
+
+
+def availability(state: State) -> Availability:
+    """Admit only what can be computed: some AW serves and every expert has a live holder."""
+    if state.phase is RunPhase.STARTING:
+        return Availability(False, "the run is starting")
+    if state.phase is not RunPhase.RUNNING:
+        return Availability(False, f"the run is {state.phase}: {state.reason}")
+    orphans = [
+        expert
+        for expert, holders in enumerate(state.table)
+        if not any(state.workers[h].holds_experts for h in holders)
+    ]
+    if orphans:
+        lost = "; ".join(f"{w.worker} {w.phase}: {w.reason}" for w in _not_holding(state, orphans))
+        return Availability(False, f"no live worker holds {ranges(orphans)} ({lost})")
+    if not any(w.phase is Phase.SERVING for w in state.of(Role.AW)):
+        return Availability(False, "no attention worker is left")
+    return Availability(True, "")
+
+
+def diff(old: State, new: State) -> Iterator[Change]:
+    """The changes from one state to the next, in the order they should take effect."""
+    after = availability(new)
+    if after != availability(old) and not after.serving:
+        yield after
+    for name, worker in new.workers.items():
+        before = old.workers.get(name)
+        if worker == before or worker.role is not Role.AW:
+            continue
+        served = before is not None and before.phase is Phase.SERVING
+        serves = worker.phase is Phase.SERVING
+        if before is not None and served and not serves:
+            yield AttentionGone(name, before.incarnation, worker.reason)
+        if serves and not served:
+            yield AttentionServing(name, worker.incarnation)
+    if after != availability(old) and after.serving:
+        yield after
+
+
+def _not_holding(state: State, orphans: Sequence[int]) -> list[Worker]:
+    names = dict.fromkeys(h for expert in orphans for h in state.table[expert])
+    return [state.workers[name] for name in names]
+
+
+def run_word(state: State) -> str:
+    """The state of the run as `tarragon status` says it."""
+    if state.phase is RunPhase.ENDED:
+        return "failed" if state.failed else "ended"
+    if state.phase is not RunPhase.RUNNING:
+        return str(state.phase)
+    if not availability(state).serving:
+        return "unavailable"
+    whole = all(w.phase not in GONE and w.responsive for w in state.workers.values())
+    return "serving" if whole else "degraded"
+
+
+def ranges(experts: Sequence[int]) -> str:
+    """`expert 3`, `experts 0-3, 7`."""
+    parts: list[list[int]] = []
+    for expert in experts:
+        if parts and expert == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], expert]
+        else:
+            parts.append([expert])
+    text = ", ".join("-".join(map(str, part)) for part in parts)
+    return f"expert{'s' if len(experts) > 1 else ''} {text}"

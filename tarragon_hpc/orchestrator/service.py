@@ -1,0 +1,264 @@
+"""Carries out what `plan` decides. The only part of the orchestrator that acts.
+
+    something happens → record(event): state = apply(state, event), observers are told
+                      → the journal is on disk → plan(state) → actions → more events → …
+
+Everything but the journal's writes runs in one event loop. Observers (gateway, timeline) learn of
+an event before it is on disk, since they only report; processes and workers after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.ids import Incarnation, Role
+from tarragon_hpc.observe.log import ChangeLogger
+from tarragon_hpc.orchestrator import events as ev
+from tarragon_hpc.orchestrator import plan as pl
+from tarragon_hpc.orchestrator.apply import apply, begin
+from tarragon_hpc.orchestrator.detector import describe_exit, verdicts, was_paused
+from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
+from tarragon_hpc.wire import to_worker
+from tarragon_hpc.wire.common import Message, Peer
+from tarragon_hpc.wire.to_head import Heartbeat, Ready, Register, Stopping, Suspect, TableApplied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tarragon_hpc.orchestrator.journal import Journal
+
+log = logging.getLogger(__name__)
+
+Report = Ready | TableApplied | Heartbeat | Suspect | Stopping
+"""What workers tell the orchestrator (the rest of ToHead is for the gateway or from clients)."""
+
+
+class Launcher(Protocol):
+    """Starts and ends the processes of workers, wherever they run. No method waits."""
+
+    def start(self, who: Incarnation) -> int:
+        """Start a process, return its pid. Raises ClusterError."""
+
+    def stop(self, who: Incarnation, grace_s: float) -> None:
+        """End a process that was asked to leave: after `grace_s` seconds by force."""
+
+    def kill(self, who: Incarnation) -> None:
+        """End a process at once; one that is gone is ignored."""
+
+
+class Link(Protocol):
+    """The head's end of a worker's control connection."""
+
+    def send(self, *messages: Message) -> None:
+        """Queue messages; never waits."""
+
+
+class Orchestrator:
+    """Owns the state of a run, and brings the world in line with it."""
+
+    def __init__(
+        self,
+        created: ev.RunCreated,
+        *,
+        journal: Journal,
+        launcher: Launcher,
+        policy: pl.Policy,
+        silence_bound_s: float,
+        observe: Callable[[State, State, ev.Event], None],
+    ) -> None:
+        self.state = begin(created)
+        self.heard: dict[Incarnation, float] = {}
+        self.stats: dict[Incarnation, Mapping[str, float]] = {}
+        self._journal = journal
+        self._launcher = launcher
+        self._policy = policy
+        self._bound_s = silence_bound_s
+        self._observe = observe
+        self._links: dict[Incarnation, Link] = {}
+        self._unwritten: list[ev.Event] = [created]
+        self._wake = asyncio.Event()
+        self._looked = time.monotonic()
+        self._reasons = ChangeLogger(log)
+
+    def __repr__(self) -> str:
+        known = self.state.workers.values()
+        workers = ", ".join(f"{w.worker}.{w.incarnation} {w.phase}" for w in known)
+        return f"Orchestrator({self.state.phase}, epoch={self.state.epoch}, {workers})"
+
+    # What happens.
+
+    def record(self, event: ev.Event) -> None:
+        """Something happened; whatever follows from it is done by `run`."""
+        before, self.state = self.state, apply(self.state, event)
+        self._unwritten.append(event)
+        self._wake.set()
+        self._observe(before, self.state, event)
+
+    def admit(self, link: Link, register: Register) -> Incarnation | None:
+        """A worker connected. None: it is not one that this run waits for; it must be fenced."""
+        who = Incarnation(register.worker, register.incarnation)
+        now = time.monotonic()
+        worker = self.state.workers.get(who.worker)
+        expected = (
+            worker is not None
+            and worker.incarnation == who.number
+            and worker.phase is Phase.STARTING
+        )
+        if expected:
+            self._links[who] = link
+            self.heard[who] = now
+        self.record(
+            ev.WorkerRegistered(now, *who, register.pid, register.host, dict(register.address))
+        )
+        return who if expected else None
+
+    def receive(self, message: Report) -> None:
+        """A registered worker reports."""
+        now = time.monotonic()
+        who = (message.worker, message.incarnation)
+        match message:
+            case Heartbeat():
+                self.stats[Incarnation(*who)] = message.stats
+            case Ready():
+                self.record(ev.WorkerReady(now, *who, message.detail))
+            case TableApplied():
+                self.record(ev.TableTaken(now, *who, message.epoch))
+            case Stopping():
+                self.record(ev.WorkerLeaving(now, *who, message.reason))
+            case Suspect():
+                peer = (message.peer, message.peer_incarnation)
+                by = str(Incarnation(*who))
+                self.record(ev.WorkerSuspected(now, *peer, by, message.reason))
+            case _:
+                assert_never(message)
+
+    def hear(self, who: Incarnation) -> None:
+        """Any message from a worker is a sign of life."""
+        self.heard[who] = time.monotonic()
+
+    def lost(self, who: Incarnation, reason: str) -> None:
+        """A registered worker's connection ended."""
+        self._links.pop(who, None)
+        self.record(ev.WorkerLost(time.monotonic(), *who, reason))
+
+    def exited(self, who: Incarnation, returncode: int) -> None:
+        """A worker's process ended."""
+        self.record(ev.WorkerExited(time.monotonic(), *who, describe_exit(returncode)))
+
+    def drain(self, reason: str, drain_s: float) -> None:
+        """Admit nothing new from now on."""
+        self.record(ev.DrainBegan(time.monotonic(), reason, drain_s))
+
+    def stop(self, reason: str) -> None:
+        """End the run: all workers leave now."""
+        self.record(ev.StopBegan(time.monotonic(), reason, failed=False))
+
+    def send(self, worker: str, message: Message) -> bool:
+        """Queue a message for the current incarnation of a worker; False: nobody is there."""
+        known = self.state.workers.get(worker)
+        link = known and self._links.get(Incarnation(worker, known.incarnation))
+        if link:
+            link.send(message)
+        return bool(link)
+
+    # What is done about it.
+
+    async def run(self) -> State:
+        """Act until the run has ended; returns the last state. Raises ClusterError if the journal
+        cannot be written: a head that cannot remember must not decide.
+        """
+        while True:
+            await self._remember()
+            if self.state.phase is RunPhase.ENDED:
+                return self.state
+            self._look()
+            for action in pl.plan(self.state, time.monotonic(), self._policy):
+                self._perform(action)
+            if not self._unwritten:
+                await self._rest()
+
+    async def _remember(self) -> None:
+        while self._unwritten:
+            batch, self._unwritten = self._unwritten, []
+            await asyncio.to_thread(self._journal.append, batch)
+
+    async def _rest(self) -> None:
+        """Until something happens, or long enough to look at the clock again."""
+        try:
+            async with asyncio.timeout(self._bound_s / 4):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if was_paused(self._looked, now, self._bound_s):
+            self.heard = dict.fromkeys(self.heard, now)
+        self._looked = now
+        for verdict in verdicts(self.state, self.heard, now, self._bound_s):
+            self.record(verdict)
+
+    def _perform(self, action: pl.Action) -> None:
+        now = time.monotonic()
+        subject = getattr(action, "worker", "run")
+        self._reasons.log_if_changed(subject, f"{type(action).__name__}: {action.reason}")
+        match action:
+            case pl.Start():
+                self._start(Incarnation(action.worker, action.incarnation))
+            case pl.Greet():
+                welcome = to_worker.Welcome(
+                    action.epoch, _listed(action.experts), _listed(action.shadows)
+                )
+                self.send(action.worker, welcome)
+                self.record(ev.WorkerWelcomed(now, action.worker, action.incarnation))
+            case pl.Publish():
+                table = [list(holders) for holders in action.table]
+                self.record(ev.TablePublished(now, action.epoch, table))
+            case pl.SendTable():
+                self.send(action.worker, self._table())
+                epoch = self.state.epoch
+                self.record(ev.TableSent(now, action.worker, action.incarnation, epoch))
+            case pl.Fence():
+                self.send(action.worker, to_worker.Fence(action.reason))
+                self._launcher.kill(Incarnation(action.worker, action.incarnation))
+                self.record(ev.WorkerFenced(now, action.worker, action.incarnation))
+            case pl.Stop():
+                self.send(action.worker, to_worker.Shutdown(action.reason))
+                who = Incarnation(action.worker, action.incarnation)
+                self._launcher.stop(who, action.grace_s)
+                self.record(ev.WorkerStopAsked(now, *who, action.reason))
+            case pl.GiveUp():
+                self.record(ev.StopBegan(now, action.reason, failed=True))
+            case pl.EndRun():
+                self.record(ev.RunEnded(now))
+            case _:
+                assert_never(action)
+
+    def _start(self, who: Incarnation) -> None:
+        try:
+            pid = self._launcher.start(who)
+        except ClusterError as error:
+            now = time.monotonic()
+            self.record(ev.WorkerStarted(now, *who, None))
+            self.record(ev.WorkerExited(now, *who, str(error)))
+        else:
+            self.record(ev.WorkerStarted(time.monotonic(), *who, pid))
+
+    def _table(self) -> to_worker.Table:
+        named = {name for holders in self.state.table for name in holders}
+        peers = [
+            Peer(w.worker, w.incarnation, dict(w.address))
+            for w in self.state.of(Role.EW)
+            if w.worker in named
+        ]
+        table = [list(holders) for holders in self.state.table]
+        return to_worker.Table(self.state.epoch, table, peers)
+
+
+def _listed(experts: tuple[int, ...] | None) -> list[int] | None:
+    return None if experts is None else list(experts)

@@ -1,0 +1,77 @@
+"""The run as `tarragon status --json` prints it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tarragon_hpc.ids import Incarnation, Role
+from tarragon_hpc.orchestrator.changes import availability, run_word
+from tarragon_hpc.orchestrator.state import LEAVING, State, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NOBODY: Mapping[str, float] = {}
+
+
+def describe(
+    state: State,
+    *,
+    endpoint: str | None,
+    now: float | None = None,
+    heard: Mapping[Incarnation, float] | None = None,
+    stats: Mapping[Incarnation, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Plain data, ready for JSON. Without `now` (from a journal) nothing about time is said."""
+    reason = availability(state).reason or state.reason
+    status: dict[str, Any] = {
+        "run": state.run,
+        "state": run_word(state),
+        "reason": reason,
+        "endpoint": endpoint,
+        "epoch": state.epoch,
+        "stale_events": state.stale,
+        "workers": [
+            _worker(state, w, now, heard or {}, stats or {}) for w in state.workers.values()
+        ],
+    }
+    return status
+
+
+def _worker(
+    state: State,
+    worker: Worker,
+    now: float | None,
+    heard: Mapping[Incarnation, float],
+    stats: Mapping[Incarnation, Mapping[str, float]],
+) -> dict[str, Any]:
+    who = Incarnation(worker.worker, worker.incarnation)
+    entry: dict[str, Any] = {
+        "id": worker.worker,
+        "role": worker.role.value,
+        "state": worker_word(worker),
+        "incarnation": worker.incarnation,
+        "pid": worker.pid,
+        "host": worker.host,
+        "experts": [],
+    }
+    if worker.role is Role.EW:
+        entry["experts"] = list(state.placement.primaries[worker.worker])
+        entry["shadows"] = list(state.placement.shadows[worker.worker])
+    if worker.reason or worker.exit:
+        entry["reason"] = worker.reason
+        entry["exit"] = worker.exit
+    if now is not None and who in heard and worker.phase not in LEAVING:
+        entry["heard_s_ago"] = round(now - heard[who], 3)
+    if now is not None:
+        entry["in_state_s"] = round(now - worker.since, 3)
+    entry["detail"] = dict(worker.detail)
+    entry["stats"] = dict(stats.get(who, _NOBODY))
+    return entry
+
+
+def worker_word(worker: Worker) -> str:
+    """The state of a worker in one word."""
+    if not worker.responsive and worker.phase not in LEAVING:
+        return "unresponsive"
+    return str(worker.phase)
