@@ -1,0 +1,81 @@
+"""A small run that tests take to a point of its life by the events that would."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tarragon_hpc.orchestrator import events as ev
+from tarragon_hpc.orchestrator.apply import apply, begin
+
+if TYPE_CHECKING:
+    from tarragon_hpc.orchestrator.state import State, Worker
+
+WORKERS = ["aw0", "aw1", "ew0", "ew1"]
+TABLE = [["ew0"], ["ew0"], ["ew1"], ["ew1"]]
+
+
+class Scenario:
+    """2 AWs, 2 EWs of two experts each; every event one second after the one before."""
+
+    def __init__(self) -> None:
+        self.created = ev.RunCreated(
+            at=0.0,
+            run="r",
+            workers=WORKERS,
+            experts=4,
+            primaries={"ew0": [0, 1], "ew1": [2, 3]},
+            shadows={"ew0": [], "ew1": []},
+        )
+        self.events: list[ev.Event] = [self.created]
+        self.state: State = begin(self.created)
+        self.now = 0.0
+
+    def happen(self, kind: type, *fields: object, **named: object) -> State:
+        self.now += 1.0
+        event = kind(self.now, *fields, **named)
+        self.events.append(event)
+        self.state = apply(self.state, event)
+        return self.state
+
+    def __getitem__(self, worker: str) -> Worker:
+        return self.state.workers[worker]
+
+    def started(self, *workers: str) -> Scenario:
+        for worker in workers or WORKERS:
+            self.happen(ev.WorkerStarted, worker, 1, pid=100)
+        return self
+
+    def registered(self, *workers: str) -> Scenario:
+        for worker in workers or WORKERS:
+            self.happen(ev.WorkerRegistered, worker, 1, 100, "host", {"shm": f"/s/{worker}"})
+        return self
+
+    def loading(self, *workers: str) -> Scenario:
+        for worker in workers or WORKERS:
+            self.happen(ev.WorkerWelcomed, worker, 1)
+        return self
+
+    def ready(self, *workers: str) -> Scenario:
+        for worker in workers or WORKERS:
+            self.happen(ev.WorkerReady, worker, 1, {"blocks": 7})
+        return self
+
+    def published(self) -> Scenario:
+        self.happen(ev.TablePublished, 1, TABLE)
+        return self
+
+    def taken(self, *workers: str) -> Scenario:
+        for worker in workers or WORKERS[:2]:
+            self.happen(ev.TableSent, worker, 1, 1)
+            self.happen(ev.TableTaken, worker, 1, 1)
+        return self
+
+    def running(self) -> Scenario:
+        return self.started().registered().loading().ready().published().taken()
+
+
+@pytest.fixture
+def scenario() -> Scenario:
+    return Scenario()

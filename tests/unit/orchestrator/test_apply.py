@@ -1,0 +1,201 @@
+"""Events fold into a state; stale and impossible ones only count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tarragon_hpc.orchestrator import events as ev
+from tarragon_hpc.orchestrator.apply import apply, begin, replay
+from tarragon_hpc.orchestrator.plan import Policy, plan
+from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase
+
+CREATED = ev.RunCreated(
+    at=0.0,
+    run="r",
+    workers=["aw0", "aw1", "ew0", "ew1"],
+    experts=4,
+    primaries={"ew0": [0, 1], "ew1": [2, 3]},
+    shadows={"ew0": [], "ew1": []},
+)
+
+
+def any_event() -> st.SearchStrategy[ev.Event]:
+    at, text, epoch = st.floats(0, 100), st.text(max_size=5), st.integers(0, 3)
+    who = {"worker": st.sampled_from([*CREATED.workers, "ew9"]), "incarnation": st.integers(0, 3)}
+    pid, held = st.integers(1, 9), [["ew0"], ["ew0"], ["ew1"], ["ew1"]]
+    kinds = {
+        ev.WorkerStarted: who | {"pid": pid},
+        ev.WorkerRegistered: who | {"pid": pid, "host": text, "address": st.just({"a": "b"})},
+        ev.WorkerWelcomed: who,
+        ev.WorkerReady: who | {"detail": st.just({"blocks": 3})},
+        ev.TablePublished: {"epoch": epoch, "table": st.just(held)},
+        ev.TableSent: who | {"epoch": epoch},
+        ev.TableTaken: who | {"epoch": epoch},
+        ev.WorkerSilent: who | {"silent_s": at},
+        ev.WorkerHeard: who,
+        ev.WorkerSuspected: who | {"by": text, "reason": text},
+        ev.WorkerLost: who | {"reason": text},
+        ev.WorkerExited: who | {"exit": text},
+        ev.WorkerStopAsked: who | {"reason": text},
+        ev.WorkerLeaving: who | {"reason": text},
+        ev.WorkerFenced: who,
+        ev.DrainBegan: {"reason": text, "drain_s": at},
+        ev.StopBegan: {"reason": text, "failed": st.booleans()},
+        ev.RunEnded: {},
+    }
+    return st.one_of(
+        st.just(CREATED),
+        *(st.builds(kind, at=at, **fields) for kind, fields in kinds.items()),
+    )
+
+
+@given(st.lists(any_event(), max_size=40))
+def test_whatever_happens_the_state_stays_sound(events):
+    state = begin(CREATED)
+    run_phases = list(RunPhase)
+    for event in events:
+        before, state = state, apply(state, event)
+        assert run_phases.index(state.phase) >= run_phases.index(before.phase)
+        assert state.epoch >= before.epoch
+        assert state.workers.keys() == before.workers.keys()
+        for name, worker in state.workers.items():
+            was = before.workers[name]
+            assert worker.incarnation >= was.incarnation
+            if worker.incarnation == was.incarnation and was.phase in GONE:
+                assert worker.phase is was.phase
+            if worker.incarnation > was.incarnation:
+                assert isinstance(event, ev.WorkerStarted)
+                assert was.phase in GONE | {Phase.PLANNED}
+            if worker.phase is Phase.SERVING and was.phase is not Phase.SERVING:
+                assert state.epoch > 0 or worker.table_applied > 0
+        if state.stale > before.stale:
+            assert replace(state, stale=before.stale) == before
+        for action in plan(state, 200.0, Policy(start_timeout_s=50)):
+            assert action.reason is not None
+    assert replay([CREATED, *events]) == state
+
+
+def test_a_run_goes_from_planned_to_running(scenario):
+    assert {w.phase for w in scenario.state.workers.values()} == {Phase.PLANNED}
+    scenario.started()
+    assert scenario["aw0"].incarnation == 1
+    scenario.registered()
+    assert scenario["ew1"].address == {"shm": "/s/ew1"}
+    scenario.loading().ready()
+    assert scenario.state.phase is RunPhase.STARTING
+    assert {w.phase for w in scenario.state.workers.values()} == {Phase.READY}
+    scenario.published()
+    assert scenario["ew0"].phase is Phase.SERVING
+    assert scenario["aw0"].phase is Phase.READY
+    scenario.taken("aw0")
+    assert scenario["aw0"].phase is Phase.SERVING
+    assert scenario.state.phase is RunPhase.STARTING
+    scenario.taken("aw1")
+    assert scenario.state.phase is RunPhase.RUNNING
+
+
+def test_an_aw_serves_whichever_comes_first_ready_or_table(scenario):
+    scenario.started().registered().loading().ready("ew0", "ew1").published()
+    scenario.taken("aw0")
+    assert scenario["aw0"].phase is Phase.LOADING
+    scenario.ready("aw0")
+    assert scenario["aw0"].phase is Phase.SERVING
+
+
+def test_a_lost_connection_or_an_exit_is_death_and_the_first_reason_stays(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerLost, "ew0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
+    ew0 = scenario["ew0"]
+    assert (ew0.phase, ew0.reason, ew0.exit) == (
+        Phase.DEAD,
+        "its connection was closed",
+        "killed by SIGKILL",
+    )
+    scenario.happen(ev.WorkerExited, "aw0", 1, "exit status 0")
+    assert (scenario["aw0"].phase, scenario["aw0"].reason) == (Phase.DEAD, "exit status 0")
+    assert scenario.state.phase is RunPhase.RUNNING
+
+
+def test_who_leaves_as_asked_is_stopped_not_dead(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerStopAsked, "ew0", 1, "the run is over")
+    scenario.happen(ev.WorkerLost, "ew0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerExited, "ew0", 1, "exit status 0")
+    ew0 = scenario["ew0"]
+    assert (ew0.phase, ew0.reason, ew0.exit) == (Phase.STOPPED, "the run is over", "exit status 0")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ev.WorkerReady(9.0, "ew0", 2, {}),
+        ev.WorkerLost(9.0, "ew0", 0, "old"),
+        ev.WorkerLost(9.0, "ew7", 1, "unknown"),
+        ev.WorkerRegistered(9.0, "ew0", 1, 5, "h", {}),
+        ev.WorkerStarted(9.0, "ew0", 1, 5),
+        ev.WorkerStarted(9.0, "ew0", 2, 5),
+        ev.TablePublished(9.0, 1, [["ew0"]] * 4),
+        CREATED,
+    ],
+)
+def test_stale_events_change_nothing_but_a_counter(scenario, event):
+    before = scenario.running().state
+    after = apply(before, event)
+    assert after == replace(before, stale=1)
+
+
+def test_nothing_about_a_dead_incarnation_matters_any_more(scenario):
+    scenario.running()
+    before = scenario.happen(ev.WorkerLost, "aw0", 1, "gone")
+    for kind, fields in [(ev.WorkerReady, ({},)), (ev.TableTaken, (1,)), (ev.WorkerHeard, ())]:
+        after = scenario.happen(kind, "aw0", 1, *fields)
+        assert after.workers == before.workers
+    assert scenario.state.stale == 3
+
+
+def test_a_dead_place_can_be_filled_by_the_next_incarnation(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerExited, "aw0", 1, "killed by SIGKILL")
+    scenario.happen(ev.WorkerStarted, "aw0", 2, pid=77)
+    aw0 = scenario["aw0"]
+    assert (aw0.phase, aw0.incarnation, aw0.pid, aw0.exit) == (Phase.STARTING, 2, 77, None)
+
+
+def test_silence_and_its_end(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerSilent, "ew0", 1, 1.5)
+    assert not scenario["ew0"].responsive
+    assert scenario["ew0"].phase is Phase.SERVING
+    scenario.happen(ev.WorkerHeard, "ew0", 1)
+    assert scenario["ew0"].responsive
+
+
+def test_a_run_ends_once_and_keeps_its_reason(scenario):
+    scenario.running()
+    scenario.happen(ev.DrainBegan, "asked", 3.0)
+    assert (scenario.state.phase, scenario.state.drain_s) == (RunPhase.DRAINING, 3.0)
+    scenario.happen(ev.StopBegan, "drained", failed=False)
+    scenario.happen(ev.StopBegan, "again", failed=True)
+    scenario.happen(ev.DrainBegan, "late", 1.0)
+    scenario.happen(ev.RunEnded)
+    assert scenario.state.phase is RunPhase.ENDED
+    assert scenario.state.reason == "drained"
+    assert not scenario.state.failed
+
+
+def test_a_replay_gives_the_same_state(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerExited, "ew1", 1, "killed by SIGKILL")
+    assert replay(scenario.events) == scenario.state
+
+
+def test_a_journal_that_does_not_begin_at_the_beginning_is_refused():
+    with pytest.raises(ValueError, match="begins with RunCreated"):
+        replay([ev.RunEnded(1.0)])
+    with pytest.raises(ValueError, match="begins with RunCreated"):
+        replay([])
