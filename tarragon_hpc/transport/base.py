@@ -22,9 +22,11 @@ however many channels there are; so does the loss of a peer. A process waits on 
     bell.wait(seen, timeout_s)        # returns at once if it was rung since `seen` was read
 
 Failure is data: a lost peer sets `channel.lost` to the reason, once and for ever, and rings the
-doorbell. No method of a lost channel raises because of the loss: `acquire` and `reply` return None,
-`post` and `send` do nothing. A peer that comes back is a new channel with a new incarnation.
-Memory shared with a lost peer stays mapped until `close`.
+doorbell. No method of a lost channel raises because of the loss: `acquire` and `poll` return None,
+`reply` returns None unless the reply had arrived before, `post` and `send` do nothing. A peer that
+comes back is a new channel with a new incarnation: a listener refuses incarnations older than the
+newest it has seen, and a newer one cuts the older off. Memory shared with a lost peer stays mapped
+until `close`.
 
 Threads: a channel and its doorbell's `wait` belong to one thread (the engine thread, the expert
 loop). `Doorbell.ring`, `lost` and `Listener`/`Connector` bookkeeping may be touched from others.

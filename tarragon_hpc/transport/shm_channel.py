@@ -1,0 +1,195 @@
+"""Both ends of a shared-memory channel, and the doorbell (the contract: `base.py`).
+
+The rings and the doorbell are native; here is who is at the other end and whether it still is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from tarragon_hpc import native
+from tarragon_hpc.transport import memory
+from tarragon_hpc.transport.base import Request
+from tarragon_hpc.transport.watch import PeerWatch
+
+if TYPE_CHECKING:
+    import socket
+
+    from tarragon_hpc.transport.base import Geometry
+    from tarragon_hpc.transport.monitor import Monitor
+
+
+class ShmDoorbell:
+    """The one doorbell of a process; `fd` is what peers get to ring it. See `base.Doorbell`.
+
+    spin_us: how long `wait` spins before it sleeps, in microseconds.
+    """
+
+    def __init__(self, spin_us: int = 20) -> None:
+        memory.require_native()
+        self.fd, view = memory.create_memory("tarragon-bell", native.module.BELL_BYTES)
+        self._bell = native.module.Doorbell(view, spin_us)
+
+    def value(self) -> int:
+        return self._bell.value()
+
+    def ring(self) -> None:
+        self._bell.ring()
+
+    def wait(self, seen: int, timeout_s: float) -> int:
+        return self._bell.wait(seen, timeout_s)
+
+    def close(self) -> None:
+        """No peer can join by it any more; the memory lives as long as it is mapped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class _ShmChannel:
+    """What both ends have in common. `bell` is this process's own."""
+
+    def __init__(
+        self, peer: str, peer_incarnation: int, geometry: Geometry, bell: ShmDoorbell
+    ) -> None:
+        self.peer = peer
+        self.peer_incarnation = peer_incarnation
+        self.geometry = geometry
+        self._bell = bell
+        self._lost: str | None = None
+        self._lock = threading.Lock()
+        self._watch: PeerWatch | None = None
+
+    def __repr__(self) -> str:
+        state = f"lost: {self._lost}" if self._lost else "open"
+        return f"{type(self).__name__}({self.peer}.{self.peer_incarnation}, {state})"
+
+    @property
+    def lost(self) -> str | None:
+        return self._lost
+
+    def start(self, sock: socket.socket, monitor: Monitor) -> None:
+        """Take over the handshake's socket and watch the peer by it."""
+        self._watch = PeerWatch(sock, monitor, self.lose)
+
+    def lose(self, reason: str) -> None:
+        """The peer is gone, for a reason; only the first one counts. From any thread."""
+        with self._lock:
+            if self._lost is not None:
+                return
+            self._lost = reason
+        self._bell.ring()
+
+    def cut(self, reason: str) -> None:
+        """Give the peer up; it sees this end close."""
+        self.lose(reason)
+        if self._watch is not None:
+            self._watch.close()
+
+    def close(self) -> None:
+        self.cut("closed")
+
+
+def _views(ring: memoryview, slots: int, nbytes: int) -> list[memoryview]:
+    starts = [native.module.slot_offset(s, nbytes) for s in range(slots)]
+    return [ring[start : start + nbytes] for start in starts]
+
+
+class ShmClientChannel(_ShmChannel):
+    """See `base.ClientChannel`. requests: mapping of the peer's ring; replies: of our own."""
+
+    def __init__(
+        self,
+        peer: str,
+        peer_incarnation: int,
+        geometry: Geometry,
+        bell: ShmDoorbell,
+        *,
+        requests: memoryview,
+        replies: memoryview,
+        peer_bell: memoryview,
+    ) -> None:
+        super().__init__(peer, peer_incarnation, geometry, bell)
+        g = geometry
+        self._slots = native.module.ClientSlots(
+            requests,
+            replies,
+            g.slots,
+            g.request_bytes,
+            g.reply_bytes,
+            native.module.Doorbell(peer_bell, 0),
+        )
+        self._requests = _views(requests, g.slots, g.request_bytes)
+        self._replies = [v.toreadonly() for v in _views(replies, g.slots, g.reply_bytes)]
+
+    def acquire(self) -> int | None:
+        return self._slots.acquire() if self._lost is None else None
+
+    def request(self, slot: int) -> memoryview:
+        return self._requests[slot]
+
+    def post(self, slot: int, nbytes: int) -> None:
+        self._slots.post(slot, nbytes)
+
+    def reply(self, slot: int) -> memoryview | None:
+        nbytes = self._slots.reply(slot)
+        if nbytes is None:
+            return None
+        if nbytes > self.geometry.reply_bytes:
+            self.cut(f"wrote a reply of {nbytes} bytes into {self.geometry.reply_bytes}")
+            return None
+        return self._replies[slot][:nbytes]
+
+    def release(self, slot: int) -> None:
+        self._slots.release(slot)
+
+    def abandon(self, slot: int) -> None:
+        self._slots.abandon(slot)
+
+
+class ShmServerChannel(_ShmChannel):
+    """See `base.ServerChannel`. requests: mapping of our own ring; replies: of the peer's."""
+
+    def __init__(
+        self,
+        peer: str,
+        peer_incarnation: int,
+        geometry: Geometry,
+        bell: ShmDoorbell,
+        *,
+        requests: memoryview,
+        replies: memoryview,
+        peer_bell: memoryview,
+    ) -> None:
+        super().__init__(peer, peer_incarnation, geometry, bell)
+        g = geometry
+        self._slots = native.module.ServerSlots(
+            requests,
+            replies,
+            g.slots,
+            g.request_bytes,
+            g.reply_bytes,
+            native.module.Doorbell(peer_bell, 0),
+        )
+        self._requests = [v.toreadonly() for v in _views(requests, g.slots, g.request_bytes)]
+        self._replies = _views(replies, g.slots, g.reply_bytes)
+
+    def poll(self) -> Request | None:
+        if self._lost is not None:
+            return None
+        found = self._slots.poll()
+        if found is None:
+            return None
+        slot, nbytes = found
+        if nbytes > self.geometry.request_bytes:
+            self.cut(f"posted {nbytes} bytes into a slot of {self.geometry.request_bytes}")
+            return None
+        return Request(slot, self._requests[slot][:nbytes])
+
+    def reply(self, slot: int) -> memoryview:
+        return self._replies[slot]
+
+    def send(self, slot: int, nbytes: int) -> None:
+        self._slots.send(slot, nbytes)

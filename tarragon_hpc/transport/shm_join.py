@@ -1,0 +1,117 @@
+"""How a client joins a shared-memory server, over a Unix stream socket in a private directory.
+
+Same user id (SO_PEERCRED) → mutual challenge (`wire/auth.py`, purpose "data") → client: who it is,
+whom it wants, the geometry, with descriptors of its reply ring and its doorbell → server: yes, with
+descriptors of its request ring and its doorbell, or no, with the reason. One deadline for it all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from tarragon_hpc.errors import ConnectFailed, FrameError
+from tarragon_hpc.transport import unix
+from tarragon_hpc.transport.base import Geometry
+from tarragon_hpc.wire import auth
+
+if TYPE_CHECKING:
+    import socket
+
+PURPOSE = b"data"
+MAX_SLOTS = 256
+
+T = TypeVar("T")
+
+
+class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Client to server."""
+
+    worker: str
+    incarnation: int
+    peer: str
+    peer_incarnation: int
+    slots: int
+    request_bytes: int
+    reply_bytes: int
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.slots, self.request_bytes, self.reply_bytes)
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Server to client; without a refusal it carries descriptors."""
+
+    refusal: str | None = None
+
+
+def geometry_refusal(g: Geometry, max_bytes: int) -> str | None:
+    """Why a channel of this geometry is not allowed, or None."""
+    if not 1 <= g.slots <= MAX_SLOTS:
+        return f"{g.slots} slots; allowed are 1 to {MAX_SLOTS}"
+    if g.request_bytes < 1 or g.reply_bytes < 1:
+        return f"slots of {g.request_bytes} and {g.reply_bytes} bytes; both must be positive"
+    if g.slots * (g.request_bytes + g.reply_bytes) > max_bytes:
+        return f"{g.slots} x ({g.request_bytes} + {g.reply_bytes}) bytes; allowed are {max_bytes}"
+    return None
+
+
+def ask(
+    sock: socket.socket, secret: bytes, join: Join, fds: list[int], deadline: float
+) -> list[int]:
+    """The client's half; returns the server's two descriptors, which the caller must close.
+
+    Raises ConnectFailed (refused), AuthError, FrameError or OSError.
+    """
+    unix.check_same_user(sock)
+    shake = auth.ClientHandshake(secret, PURPOSE)
+    unix.send_all(sock, shake.hello(), deadline)
+    challenge = unix.receive_exactly(sock, auth.CHALLENGE_BYTES, deadline)
+    unix.send_all(sock, shake.proof(challenge), deadline)
+    if unix.receive_exactly(sock, len(auth.OK), deadline) != auth.OK:
+        raise FrameError("the server refused the handshake")
+    unix.send_frame(sock, msgspec.msgpack.encode(join), fds, deadline)
+    body, got = unix.receive_frame(sock, 2, deadline)
+    try:
+        refusal = _decode(body, Answer).refusal
+        if refusal is None and len(got) != 2:
+            refusal = f"expected 2 descriptors, got {len(got)}"
+        if refusal is not None:
+            raise ConnectFailed(refusal)
+    except BaseException:
+        unix.close_all(got)
+        raise
+    return got
+
+
+def hear(sock: socket.socket, secret: bytes, deadline: float) -> tuple[Join, list[int]]:
+    """The server's half up to the join and its descriptors, which the caller must close.
+
+    Raises ConnectFailed, AuthError, FrameError or OSError.
+    """
+    unix.check_same_user(sock)
+    shake = auth.ServerHandshake(secret, PURPOSE)
+    hello = unix.receive_exactly(sock, auth.HELLO_BYTES, deadline)
+    unix.send_all(sock, shake.challenge(hello), deadline)
+    shake.verify(unix.receive_exactly(sock, auth.PROOF_BYTES, deadline))
+    unix.send_all(sock, auth.OK, deadline)
+    body, fds = unix.receive_frame(sock, 2, deadline)
+    try:
+        return _decode(body, Join), fds
+    except BaseException:
+        unix.close_all(fds)
+        raise
+
+
+def answer(sock: socket.socket, refusal: str | None, fds: list[int], deadline: float) -> None:
+    """The server's last word. Raises OSError."""
+    unix.send_frame(sock, msgspec.msgpack.encode(Answer(refusal)), fds, deadline)
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"not a valid {kind.__name__.lower()}: {error}") from None
