@@ -10,7 +10,9 @@ TarragonError
 ├── TransportError         the data plane; handled by the REFE and the expert server
 │   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
 │   ├── PeerLost               a peer died or was cut off while something was owed (expected!)
-│   └── DeadlineExceeded       a peer is alive but did not answer in time
+│   ├── DeadlineExceeded       a peer is alive but did not answer in time
+│   ├── DispatchRefused        a peer answered that it cannot compute what it was sent
+│   └── ExpertUnavailable      no live worker holds a wanted expert
 ├── FrameError             bytes from a peer that are not a valid message; the connection is dropped
 ├── AuthError              a peer without the run's secret; the connection is dropped
 └── ClusterError           workers could not be started or supervised: exit status 3
@@ -88,6 +90,24 @@ class DeadlineExceeded(TransportError):
         super().__init__(f"{peer} did not answer within {seconds:.3f} s")
         self.peer = peer
         self.seconds = seconds
+
+
+class DispatchRefused(TransportError):
+    """A peer answered, but with a refusal, or with something that makes no sense."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(f"{peer} refused a dispatch: {reason}")
+        self.peer = peer
+        self.reason = reason
+
+
+class ExpertUnavailable(TransportError):
+    """Rows were routed to experts that no live worker holds; `reason` tells of their holders."""
+
+    def __init__(self, experts: tuple[int, ...], reason: str) -> None:
+        super().__init__(f"no live worker holds expert {', '.join(map(str, experts))} ({reason})")
+        self.experts = experts
+        self.reason = reason
 
 
 class FrameError(TarragonError):
