@@ -43,11 +43,13 @@ _MARGIN_S = 20e-6
 _OVERTAKEN = 4
 _SIMILAR = 4
 
-ALONE = "nobody to wait for"
-EVERYBODY = "everybody came"
-ENOUGH = "enough rows"
-CLOSED = "the window closed"
-REPLAY = "replayed rows"
+# Why a batch was started.
+ALONE = "alone"  # nobody to wait for
+COMPLETE = "complete"  # all that were waited for came
+ENOUGH = "enough"  # min_rows
+CLOSED = "closed"  # the window did
+REPLAY = "replay"
+REASONS = (ALONE, COMPLETE, ENOUGH, CLOSED, REPLAY)
 
 
 class Run(NamedTuple, Generic[T]):
@@ -75,6 +77,7 @@ class _Peer:
     queued: int = 0  # requests of it that wait here: it sends no other layer before the reply
     expected: int = -1  # the layer it is expected at; -1: none
     expected_since: float = 0.0
+    given_up: bool = False  # waited for in vain, and not heard of since
     trust: float = 0.5
     delay: float = 0.0
     answered: float = 0.0  # when its last request was answered; 0: the next one is known
@@ -105,7 +108,7 @@ class Batcher(Generic[T]):
         self, layers: Sequence[int], *, max_window_s: float, min_rows: int, active_s: float
     ) -> None:
         self._position = {layer: i for i, layer in enumerate(layers)}
-        self._half = max(1, (len(layers) - 1) // 2)
+        self._half = max(1, len(layers) // 2)
         self._max_window = max_window_s
         self._min_rows = min_rows
         self._active = active_s
@@ -182,6 +185,7 @@ class Batcher(Generic[T]):
             known.gap += _SLOW_RATE * (now - known.answered - known.gap)
             known.answered = 0.0
         known.frontier = position
+        known.given_up = False
         known.seen = now
         known.queued += 1
         queue = self._queues.get(position)
@@ -206,11 +210,13 @@ class Batcher(Generic[T]):
         if first.rows >= self._min_rows:
             return self._run(first, ENOUGH, now)
         if patience == 0:
-            return self._run(first, EVERYBODY if first.held else ALONE, now)
+            return self._run(first, COMPLETE if first.held else ALONE, now)
         if self._idle_since is None:
             self._idle_since = now
         closes = self._idle_since + patience
         if closes <= now:
+            for peer in self._peers.values():
+                peer.given_up = peer.expected >= 0
             return self._run(first, CLOSED, now)
         first.held = True
         return Wait(closes)
@@ -269,7 +275,7 @@ class Batcher(Generic[T]):
     def _patience(self, peer: _Peer) -> float:
         """How long to wait for an AW: 0 unless it usually comes."""
         fixed = self._cost.fixed
-        if peer.trust < _TRUST or peer.gap > fixed * self._others:
+        if peer.given_up or peer.trust < _TRUST or peer.gap > fixed * self._others:
             return 0.0
         return min(self._max_window, fixed, 2 * peer.delay + _MARGIN_S)
 

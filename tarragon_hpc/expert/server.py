@@ -1,0 +1,282 @@
+"""The expert loop: requests of all AWs in, batched by layer, expert outputs back (paper §5.2).
+
+One thread, which waits on one doorbell. Rows are read from the request slots and outputs written
+to the reply slots; nothing is copied on the way. What a client sends is checked before it is used:
+whatever it is, it is answered with a status or costs the client its channel, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from tarragon_hpc.errors import FrameError
+from tarragon_hpc.expert.batching import REASONS, Batcher, Run
+from tarragon_hpc.ops.base import Segment
+from tarragon_hpc.wire import dispatch as wire
+from tarragon_hpc.wire.parse import ParsedDispatch, address_of, parse_dispatch
+
+if TYPE_CHECKING:
+    from tarragon_hpc.config.schema import BatchingConfig
+    from tarragon_hpc.models.spec import ModelSpec
+    from tarragon_hpc.ops.base import ExpertBank
+    from tarragon_hpc.transport.base import Doorbell, Listener, Request, ServerChannel
+
+# The longest sleep without a reason: how late a stop is noticed if its ring got lost.
+_IDLE_S = 1.0
+# A drained worker leaves when its AWs have: or, should they stay connected, when they are silent.
+_QUIET_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class _Call(NamedTuple):
+    """A request that waits for its batch; the memory behind its addresses is its channel's."""
+
+    channel: ServerChannel
+    slot: int
+    parsed: ParsedDispatch
+
+
+class ExpertServer:
+    """Serves the experts of one bank to all AWs that connect.
+
+    `serve` runs in one thread; `stop` and `stats` may be called from any.
+    """
+
+    def __init__(
+        self,
+        bank: ExpertBank,
+        listener: Listener,
+        bell: Doorbell,
+        spec: ModelSpec,
+        incarnation: int,
+        batching: BatchingConfig,
+    ) -> None:
+        self._bank = bank
+        self._listener = listener
+        self._bell = bell
+        self._incarnation = incarnation
+        self._experts = bank.experts()
+        self._layers = frozenset(spec.moe_layers)
+        self._hidden = spec.shape.hidden
+        self._dtype = wire.DTYPES[spec.dtype][0]
+        self._batcher: Batcher[_Call] = Batcher(
+            spec.moe_layers,
+            max_window_s=batching.max_window_us * 1e-6,
+            min_rows=batching.min_rows,
+            active_s=batching.active_ms * 1e-3,
+        )
+        self._channels: list[ServerChannel] = []
+        self._stop: str | None = None
+        self._drain = False
+        self._requests = self._refused = self._batches = self._pairs = self._calls = 0
+        self._busy_s = self._waited_s = 0.0
+        self._last_request = time.monotonic()
+        self._reasons = dict.fromkeys(REASONS, 0)
+
+    def __repr__(self) -> str:
+        state = "serving" if self._stop is None else f"stopping ({self._stop})"
+        return f"ExpertServer({len(self._channels)} AWs, {self._batcher.queued} queued, {state})"
+
+    def serve(self) -> str:
+        """Serve until `stop`; returns its reason. All channels and the listener are closed then."""
+        bell, batcher = self._bell, self._batcher
+        try:
+            while not self._finished():
+                seen = bell.value()
+                self._receive()
+                now = time.monotonic()
+                decision = batcher.next(now)
+                if isinstance(decision, Run):
+                    self._run(decision)
+                else:
+                    bell.wait(seen, min(decision.until - now, _IDLE_S))
+        finally:
+            self._listener.close()
+            for channel in self._channels:
+                channel.close()
+        assert self._stop is not None
+        return self._stop
+
+    def stop(self, reason: str, *, drain: bool) -> None:
+        """End `serve`: at once, or, to drain, when no AW needs this worker any more.
+
+        Draining, no new AW is let in, and those connected are served until they have left or
+        have been silent for a second. A second call can only hurry.
+        """
+        self._drain = drain and (self._drain or self._stop is None)
+        self._stop = self._stop or reason
+        self._bell.ring()
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, and what is going on now."""
+        counts = {f"batches_{reason}": float(count) for reason, count in self._reasons.items()}
+        return {
+            "clients": len(self._channels),
+            "requests": self._requests,
+            "refused": self._refused,
+            "queued": self._batcher.queued,
+            "batches": self._batches,
+            "rows": self._pairs,
+            "rows_per_batch": self._pairs / max(1, self._batches),
+            "requests_per_batch": self._calls / max(1, self._batches),
+            "busy_s": self._busy_s,
+            "waited_s": self._waited_s,
+            "window_us": self._batcher.window_s * 1e6,
+            **counts,
+        }
+
+    def _finished(self) -> bool:
+        if self._stop is None:
+            return False
+        if not self._drain or not self._channels:
+            return True
+        quiet = time.monotonic() - self._last_request >= _QUIET_S
+        return quiet and self._batcher.queued == 0
+
+    def _receive(self) -> None:
+        for channel in self._listener.accepted():
+            self._join(channel)
+        gone = []
+        for channel in self._channels:
+            while (request := channel.poll()) is not None:
+                if not self._take(channel, request):
+                    gone.append(channel)
+                    break
+            else:
+                if channel.lost is not None:
+                    gone.append(channel)
+        for channel in gone:
+            reason = channel.lost or "dropped after a malformed dispatch"
+            log.warning("%s.%d lost: %s", channel.peer, channel.peer_incarnation, reason)
+            self._drop(channel)
+
+    def _join(self, channel: ServerChannel) -> None:
+        peer, incarnation = channel.peer, channel.peer_incarnation
+        if self._stop is not None or not self._batcher.join(peer, incarnation):
+            log.info("%s.%d refused: %s", peer, incarnation, self._stop or "an older incarnation")
+            channel.close()
+            return
+        for other in [c for c in self._channels if c.peer == peer]:
+            log.info("%s.%d replaced by %d", peer, other.peer_incarnation, incarnation)
+            self._channels.remove(other)
+            other.close()
+        self._channels.append(channel)
+        log.info("%s.%d connected", peer, incarnation)
+
+    def _drop(self, channel: ServerChannel) -> None:
+        """Forget an AW. Its memory is unmapped with it, so its requests must leave the queues."""
+        self._batcher.leave(channel.peer, channel.peer_incarnation)
+        self._channels.remove(channel)
+        channel.close()
+
+    def _take(self, channel: ServerChannel, request: Request) -> bool:
+        """Queue or refuse a request; False if its channel is beyond use."""
+        self._requests += 1
+        try:
+            parsed = parse_dispatch(request.data, channel.geometry.reply_bytes)
+        except FrameError as error:
+            return self._reject(channel, request, str(error))
+        header = parsed.header
+        status = self._check(channel, parsed)
+        now = self._last_request = time.monotonic()
+        if status != wire.STATUS_OK:
+            self._refused += 1
+            self._answer(channel, request.slot, header, status, wire.HEADER_BYTES, 0)
+        elif header.pairs == 0:
+            self._answer(channel, request.slot, header, status, parsed.reply_nbytes, 0)
+        else:
+            self._batcher.arrive(
+                channel.peer,
+                header.incarnation,
+                header.layer,
+                header.pairs,
+                _Call(channel, request.slot, parsed),
+                now,
+                replay=bool(header.flags & wire.FLAG_REPLAY),
+            )
+        return True
+
+    def _check(self, channel: ServerChannel, parsed: ParsedDispatch) -> int:
+        header = parsed.header
+        if header.incarnation != channel.peer_incarnation:
+            return wire.STATUS_STALE
+        if (
+            header.hidden != self._hidden
+            or header.dtype != self._dtype
+            or header.layer not in self._layers
+        ):
+            return wire.STATUS_BAD_REQUEST
+        experts = self._experts
+        if any(expert not in experts for expert, _, _ in parsed.groups):
+            return wire.STATUS_UNKNOWN_EXPERT
+        return wire.STATUS_OK
+
+    def _reject(self, channel: ServerChannel, request: Request, problem: str) -> bool:
+        """Refuse a malformed dispatch; False if it cannot even be answered."""
+        self._refused += 1
+        log.error("%s.%d: malformed dispatch: %s", channel.peer, channel.peer_incarnation, problem)
+        try:
+            header = wire.unpack_request_header(request.data)
+        except FrameError:
+            return False
+        status = wire.STATUS_BAD_REQUEST
+        self._answer(channel, request.slot, header, status, wire.HEADER_BYTES, 0)
+        return True
+
+    def _run(self, run: Run[_Call]) -> None:
+        segments = []
+        pairs = 0
+        for channel, slot, parsed in run.items:
+            row_bytes, pairs = parsed.row_bytes, pairs + parsed.header.pairs
+            y = address_of(channel.reply(slot)) + wire.HEADER_BYTES
+            for expert, first, count in parsed.groups:
+                index = parsed.pair_rows_address + 4 * first
+                segments.append(
+                    Segment(expert, parsed.rows_address, index, count, y + first * row_bytes)
+                )
+        start = time.monotonic()
+        status = wire.STATUS_OK
+        try:
+            self._bank.run(run.layer, segments)
+        except (RuntimeError, MemoryError):  # out of device memory, say
+            log.exception("a batch of layer %d failed", run.layer)
+            status = wire.STATUS_FAILED
+        seconds = time.monotonic() - start
+        nanoseconds = int(seconds * 1e9)
+        for channel, slot, parsed in run.items:
+            nbytes = parsed.reply_nbytes if status == wire.STATUS_OK else wire.HEADER_BYTES
+            self._answer(channel, slot, parsed.header, status, nbytes, nanoseconds)
+        self._batcher.finished(seconds, start + seconds)
+        self._batches += 1
+        self._calls += len(run.items)
+        self._pairs += pairs
+        self._busy_s += seconds
+        self._waited_s += run.waited
+        self._reasons[run.reason] += 1
+
+    def _answer(
+        self,
+        channel: ServerChannel,
+        slot: int,
+        header: wire.RequestHeader,
+        status: int,
+        nbytes: int,
+        compute_ns: int,
+    ) -> None:
+        answer = wire.ReplyHeader(
+            header.dtype,
+            status,
+            self._incarnation,
+            header.epoch,
+            header.sequence,
+            header.layer,
+            header.rows,
+            header.pairs,
+            header.hidden,
+            compute_ns,
+        )
+        channel.reply(slot)[: wire.HEADER_BYTES] = wire.pack_reply_header(answer)
+        channel.send(slot, nbytes)
