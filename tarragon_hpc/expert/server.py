@@ -82,23 +82,26 @@ class ExpertServer:
 
     def serve(self) -> str:
         """Serve until `stop`; returns its reason. All channels and the listener are closed then."""
-        bell, batcher = self._bell, self._batcher
         try:
             while not self._finished():
-                seen = bell.value()
-                self._receive()
-                now = time.monotonic()
-                decision = batcher.next(now)
-                if isinstance(decision, Run):
-                    self._run(decision)
-                else:
-                    bell.wait(seen, min(decision.until - now, _IDLE_S))
+                self.step()
         finally:
             self._listener.close()
             for channel in self._channels:
                 channel.close()
         assert self._stop is not None
         return self._stop
+
+    def step(self, longest_s: float = _IDLE_S) -> None:
+        """One round: take what has arrived, then run a batch, or wait until there may be one."""
+        seen = self._bell.value()
+        self._receive()
+        now = time.monotonic()
+        decision = self._batcher.next(now)
+        if isinstance(decision, Run):
+            self._run(decision)
+        elif not self._finished():
+            self._bell.wait(seen, min(decision.until - now, longest_s))
 
     def stop(self, reason: str, *, drain: bool) -> None:
         """End `serve`: at once, or, to drain, when no AW needs this worker any more.
