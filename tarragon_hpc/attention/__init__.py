@@ -1,0 +1,1 @@
+"""Attention workers (AW): vLLM with KV cache, its experts elsewhere (DESIGN §7)."""
