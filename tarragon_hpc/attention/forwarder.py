@@ -20,9 +20,9 @@ class Forwarder(Protocol):
         layer: index of the decoder layer. Raises TransportError if an expert cannot be reached.
         """
 
-    def combine(self, ticket: Any, topk_weights: int, out: int) -> None:
+    def combine(self, ticket: Any, weights: int, out: int) -> None:
         """Wait for the replies and write sum_k w_k E_k(x), added up in top-k order.
 
-        topk_weights: [rows, k] float32; out: [rows, H] in the model's dtype. Raises TransportError
+        weights: [rows, k] float32; out: [rows, H] in the model's dtype. Raises TransportError
         if a reply will not come; `out` is then undefined, and the ticket is used up.
         """

@@ -65,20 +65,22 @@ class LocalExperts:
         self.calls.append((layer, rows))
         return layer, rows, hidden, topk_ids
 
-    def combine(self, ticket: Any, topk_weights: int, out: int) -> None:
+    def combine(self, ticket: Any, weights: int, out: int) -> None:
         import torch
 
         self._maybe_fail("combine")
         layer, rows, hidden, topk_ids = ticket
         x = view(hidden, (rows, self.hidden), torch.float32)
         ids = view(topk_ids, (rows, self.top_k), torch.int32)
-        weights = view(topk_weights, (rows, self.top_k), torch.float32)
+        topk_weights = view(weights, (rows, self.top_k), torch.float32)
         result = view(out, (rows, self.hidden), torch.float32)
         result.zero_()
         for k in range(self.top_k):
             for expert in ids[:, k].unique().tolist():
                 chosen = ids[:, k] == expert
-                result[chosen] += weights[chosen, k, None] * self.expert(layer, expert, x[chosen])
+                result[chosen] += topk_weights[chosen, k, None] * self.expert(
+                    layer, expert, x[chosen]
+                )
 
     def expert(self, layer: int, expert: int, x: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F  # noqa: N812

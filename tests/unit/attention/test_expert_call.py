@@ -25,7 +25,7 @@ class Doubling:
         self.dispatched.append((layer, rows))
         return rows, hidden
 
-    def combine(self, ticket, topk_weights, out):
+    def combine(self, ticket, weights, out):
         if error := self.fail.get("combine"):
             raise error
         rows, hidden = ticket
