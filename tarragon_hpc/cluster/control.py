@@ -63,18 +63,12 @@ class Sequences(Protocol):
         """Sequences lost through no fault of theirs."""
 
 
-class Clients(Protocol):
-    """Who answers command-line clients (the head)."""
-
-    def status(self) -> dict[str, Any]:
-        """The content of a StatusReply."""
-
-    def stop(self, drain_s: float) -> Awaitable[None]:
-        """Begin to stop the run; the result is done when no worker is left."""
-
-
 class ControlServer:
-    """Accepts, authenticates and serves control connections. One event loop."""
+    """Accepts, authenticates and serves control connections. One event loop.
+
+    For clients: `status` gives the content of a StatusReply; `stop` ends the run after at most so
+    many seconds of draining, and returns when no worker is left.
+    """
 
     def __init__(
         self,
@@ -82,13 +76,15 @@ class ControlServer:
         *,
         workers: Workers,
         sequences: Sequences,
-        clients: Clients,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[float], Awaitable[None]],
         dropped: Callable[[str], None],
     ) -> None:
         self._secret = secret
         self._workers = workers
         self._sequences = sequences
-        self._clients = clients
+        self._status = status
+        self._stop = stop
         self._dropped = dropped
         self._strangers = 0
         self._open: set[asyncio.Task[None]] = set()
@@ -216,9 +212,9 @@ class ControlServer:
         while message is not None:
             match message:
                 case StatusQuery():
-                    connection.send(StatusReply(self._clients.status()))
+                    connection.send(StatusReply(self._status()))
                 case StopRun(drain_s=drain_s) if math.isfinite(drain_s) and drain_s >= 0:
-                    await self._clients.stop(drain_s)
+                    await self._stop(drain_s)
                     connection.send(Done())
                     return
                 case StopRun():

@@ -157,13 +157,11 @@ class Orchestrator:
         """End the run: all workers leave now."""
         self.record(ev.StopBegan(time.monotonic(), reason, failed=False))
 
-    def send(self, worker: str, message: Message) -> bool:
-        """Queue a message for the current incarnation of a worker; False: nobody is there."""
-        known = self.state.workers.get(worker)
-        link = known and self._links.get(Incarnation(worker, known.incarnation))
-        if link:
+    def send(self, worker: str, message: Message) -> None:
+        """Queue a message for the current incarnation of a worker; dropped if nobody is there."""
+        link = self._links.get(Incarnation(worker, self.state.workers[worker].incarnation))
+        if link is not None:
             link.send(message)
-        return bool(link)
 
     # What is done about it.
 

@@ -1,0 +1,193 @@
+"""Build the head's parts from a configuration. All that can be wrong is found here.
+
+Nothing is started until everything has been checked; what is opened is closed by the caller's
+exit stack, in reverse order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tarragon_hpc.cluster.control import ControlServer
+from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
+from tarragon_hpc.cluster.local import LocalLauncher
+from tarragon_hpc.cluster.rendezvous import (
+    JOURNAL,
+    TIMELINE,
+    HeadRecord,
+    create_run,
+    create_runtime_dir,
+    run_secret,
+    write_head,
+)
+from tarragon_hpc.cluster.reporter import Reporter
+from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
+from tarragon_hpc.gateway.app import create_app
+from tarragon_hpc.gateway.server import HttpServer, listen
+from tarragon_hpc.gateway.sessions import Sessions
+from tarragon_hpc.models.describe import describe as describe_model
+from tarragon_hpc.observe.metrics import HeadMetrics
+from tarragon_hpc.observe.timeline import Timeline
+from tarragon_hpc.orchestrator.detector import silence_bound_s
+from tarragon_hpc.orchestrator.events import RunCreated
+from tarragon_hpc.orchestrator.journal import Journal
+from tarragon_hpc.orchestrator.placement import Placement, place
+from tarragon_hpc.orchestrator.plan import Policy
+from tarragon_hpc.orchestrator.service import Orchestrator
+from tarragon_hpc.orchestrator.status import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from tarragon_hpc.config import Config
+
+_CONTROL_HOST = "127.0.0.1"  # all workers and clients are on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """A run. `endpoint` is its base URL for OpenAI clients."""
+
+    run: str
+    run_dir: Path
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a head is made of; the gateway and the control port are listening."""
+
+    info: RunInfo
+    sessions: Sessions
+    orchestrator: Orchestrator
+    reporter: Reporter
+
+
+async def assemble(
+    config: Config,
+    run_dir: Path | None,
+    stop: Callable[[float], Awaitable[None]],
+    stack: AsyncExitStack,
+) -> Parts:
+    """Check, build and open everything but the workers; `stop` is what a client's StopRun does.
+
+    Raises ConfigError or ModelError, before there is a run directory unless that is the mistake.
+    """
+    model = describe_model(config.model.path, config.model.dtype)
+    placement = place(model.experts, config.experts)
+    specs = plan_workers(config, usable_cpus(), usable_gpus())
+    # Both are bound below: what they are made of refers to them.
+    orchestrator: Orchestrator
+    info: RunInfo
+
+    def status() -> dict[str, Any]:
+        return full_status(info, orchestrator, sessions)
+
+    metrics = HeadMetrics()
+    sessions = Sessions(
+        lambda worker, message: orchestrator.send(worker, message), config.gateway.max_requests
+    )
+    app = create_app(
+        sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
+    )
+    door = listen(config.gateway.host, config.gateway.port)
+    stack.callback(door.close)
+
+    path = create_run(config, run_dir)
+    runtime_dir = create_runtime_dir()
+    stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
+    journal = Journal(path / JOURNAL)
+    stack.callback(journal.close)
+    timeline = Timeline(path / TIMELINE)
+    stack.callback(timeline.close)
+    launcher = LocalLauncher(
+        {spec.worker: spec for spec in specs},
+        path,
+        lambda who, returncode: orchestrator.exited(who, returncode),
+    )
+    stack.push_async_callback(launcher.close)
+    reporter = Reporter(sessions, timeline, metrics, lambda: orchestrator.heard)
+    detection = config.detection
+    orchestrator = Orchestrator(
+        _created(path.name, specs, placement),
+        journal=journal,
+        launcher=launcher,
+        policy=Policy(start_timeout_s=config.cluster.start_timeout_s),
+        silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
+        observe=reporter.observe,
+    )
+    metrics.expose_stats(lambda: _statistics(orchestrator))
+
+    http = HttpServer(app, door)
+    info = RunInfo(path.name, path, gateway_url(config.gateway.host, http.port))
+    control = ControlServer(
+        run_secret(path),
+        workers=orchestrator,
+        sequences=sessions,
+        status=status,
+        stop=stop,
+        dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
+    )
+    port = await control.start(_CONTROL_HOST)
+    stack.push_async_callback(control.close)
+    await stack.enter_async_context(http)
+    write_head(
+        path,
+        HeadRecord(
+            run=info.run,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            control_host=_CONTROL_HOST,
+            control_port=port,
+            endpoint=info.endpoint,
+            runtime_dir=str(runtime_dir),
+        ),
+    )
+    timeline.record("run created", run=info.run)
+    return Parts(info, sessions, orchestrator, reporter)
+
+
+def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -> dict[str, Any]:
+    """What `tarragon status` and GET /status show: the run, its workers and its requests."""
+    now = time.monotonic()
+    status = describe(
+        orchestrator.state,
+        endpoint=info.endpoint,
+        now=now,
+        heard=orchestrator.heard,
+        stats=orchestrator.stats,
+    )
+    status["run_dir"] = str(info.run_dir)
+    status["requests"] = asdict(sessions.stats())
+    return status
+
+
+def gateway_url(host: str, port: int) -> str:
+    """The address to give to clients; a wildcard listens on every name of this host."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
+
+
+def _created(run: str, specs: list[WorkerSpec], placement: Placement) -> RunCreated:
+    return RunCreated(
+        time.monotonic(),
+        run,
+        [spec.worker for spec in specs],
+        placement.experts,
+        {worker: list(held) for worker, held in placement.primaries.items()},
+        {worker: list(held) for worker, held in placement.shadows.items()},
+    )
+
+
+def _statistics(orchestrator: Orchestrator) -> Iterator[tuple[str, str, float]]:
+    for who, stats in orchestrator.stats.items():
+        if orchestrator.state.workers[who.worker].incarnation == who.number:
+            for name, value in stats.items():
+                yield who.worker, name, value

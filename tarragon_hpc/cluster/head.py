@@ -1,0 +1,177 @@
+"""The head process: orchestrator, control port and gateway in one event loop.
+
+It imports neither torch nor vllm. Whatever can be wrong with the configuration, the checkpoint or
+the port is found before the first worker is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from tarragon_hpc.cluster.assemble import Parts, RunInfo, assemble
+from tarragon_hpc.cluster.local import log_path, log_tail
+from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from tarragon_hpc.config import Config
+
+__all__ = ["RunInfo", "run_service"]
+
+log = logging.getLogger(__name__)
+
+
+async def run_service(
+    config: Config,
+    *,
+    run_dir: Path | None = None,
+    on_ready: Callable[[RunInfo], None],
+    stop: asyncio.Event,
+    work: Callable[[RunInfo], Awaitable[None]] | None = None,
+) -> int:
+    """Run a service until `stop` is set, SIGINT, SIGTERM or SIGHUP arrives, a client stops it, or
+    `work` (begun once everything serves) is done. Returns the exit status, 0.
+
+    Running requests may finish for `cluster.drain_timeout_s`; a second signal cuts that short.
+    Nothing is left behind but the run directory. Raises UserError for the user's mistakes, before
+    any worker was started, ClusterError if the workers could not be started, and what `work`
+    raises.
+    """
+    ending = Ending(stop, config.cluster.drain_timeout_s)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_signals(ending))
+        parts = await assemble(config, run_dir, ending.ask, stack)
+        log.info("run %s in %s", parts.info.run, parts.info.run_dir)
+        return await _live(parts, ending, on_ready, work)
+
+
+class Ending:
+    """Who wants the run to end, why, and how much time running requests are given.
+
+    stop: the run should end. hurry: without waiting for anybody. ended: no worker is left.
+    """
+
+    def __init__(self, stop: asyncio.Event, drain_s: float) -> None:
+        self.stop = stop
+        self.hurry = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.drain_s = drain_s
+        self.reason = "the head was told to stop"
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended.is_set() else "ending" if self.stop.is_set() else "not yet"
+        return f"Ending({state}, {self.reason})"
+
+    def signalled(self) -> None:
+        """The first signal stops the run, the next one does not wait for running requests."""
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+    async def ask(self, drain_s: float) -> None:
+        """Stop on a client's behalf; returns when no worker is left."""
+        if not self.stop.is_set():
+            self.drain_s = drain_s
+            self.reason = "a client asked for it"
+            self.stop.set()
+        await self.ended.wait()
+
+
+async def _live(
+    parts: Parts,
+    ending: Ending,
+    on_ready: Callable[[RunInfo], None],
+    work: Callable[[RunInfo], Awaitable[None]] | None,
+) -> int:
+    """Start everything, serve, drain, stop. Raises ClusterError if the start failed."""
+    serving = parts.reporter.serving
+    run = asyncio.create_task(parts.orchestrator.run(), name="orchestrator")
+    errand: asyncio.Future[None] | None = None
+    try:
+        await _first(run, serving.wait(), ending.stop.wait())
+        if serving.is_set() and not run.done():
+            on_ready(parts.info)
+            errand = asyncio.ensure_future(work(parts.info)) if work else None
+            await _first(run, ending.stop.wait(), *([errand] if errand else []))
+        if not run.done():
+            if errand is not None and errand.done():
+                ending.reason = "its work is done"
+            await _cancel(errand)
+            await _wind_down(parts, ending, run)
+        state = await run
+    finally:
+        ending.ended.set()
+        await _cancel(run, errand)
+    if state.failed:
+        raise ClusterError(_explain(state, parts.info.run_dir))
+    if errand is not None and not errand.cancelled():
+        errand.result()
+    return 0
+
+
+async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> None:
+    if parts.orchestrator.state.phase is RunPhase.RUNNING:
+        parts.orchestrator.drain(ending.reason, ending.drain_s)
+        drain = asyncio.create_task(parts.sessions.drain(ending.drain_s), name="drain")
+        await _first(run, drain, ending.hurry.wait())
+        if not drain.done():
+            await _cancel(drain)
+            await parts.sessions.drain(0)
+    parts.orchestrator.stop(ending.reason)
+
+
+def _explain(state: State, run_dir: Path) -> str:
+    """Why a run failed, with the end of the log of the worker that died first."""
+    dead = [w for w in state.workers.values() if w.phase is Phase.DEAD]
+    if not dead:
+        return f"{state.reason}; see {run_dir / 'logs'}"
+    first = min(dead, key=lambda w: w.since)
+    path = log_path(run_dir, Incarnation(first.worker, first.incarnation))
+    tail = "".join(f"\n  | {line}" for line in log_tail(path).splitlines())
+    return f"{state.reason}; the end of {path}:{tail or ' (empty)'}"
+
+
+@contextlib.contextmanager
+def _signals(ending: Ending) -> Iterator[None]:
+    """Have the usual signals end the run; not outside the main thread, where none arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    wanted = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    for number in wanted:
+        loop.add_signal_handler(number, ending.signalled)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            loop.remove_signal_handler(number)
+
+
+async def _first(*waits: asyncio.Future[Any] | Awaitable[Any]) -> None:
+    """Wait until one of these is done. Futures go on; plain coroutines are given up."""
+    futures = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _cancel(*(f for f, wait in zip(futures, waits, strict=True) if f is not wait))
+
+
+async def _cancel(*futures: asyncio.Future[Any] | None) -> None:
+    """Give up what is still going on; results and errors of these are not looked at here."""
+    pending = [f for f in futures if f is not None and not f.done()]
+    for future in pending:
+        future.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)

@@ -1,0 +1,84 @@
+"""A worker without engine or experts, started through the real entry.
+
+The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it registers),
+`crash-loading=ew1` (an exception after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM),
+`sleepless=aw0` (never sends a heartbeat after Ready). AWs make one token every 5 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+
+from tarragon_hpc.cluster import entry
+from tarragon_hpc.ids import Role, parse_worker_id
+from tarragon_hpc.wire.common import TokenDelta
+from tarragon_hpc.wire.link import WorkerContext, WorkerLink
+from tarragon_hpc.wire.to_head import Ready, Refused, Stopping, TableApplied, Tokens
+from tarragon_hpc.wire.to_worker import Abort, Shutdown, Submit, Table, Welcome
+
+TOKEN_S = 0.005
+fault, _, victim = sys.argv.pop(1).partition("=")
+
+
+def main(context: WorkerContext) -> None:
+    me = (context.worker, context.incarnation)
+    mine = fault if victim == context.worker else ""
+    if mine == "crash":
+        print("this worker has a bad day", flush=True)
+        sys.exit(9)
+    if mine == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    inbox: queue.Queue[object] = queue.Queue()
+    link = WorkerLink(context, {"where": str(context.runtime_dir)}, inbox.put, lambda: {"beat": 1})
+    link.start()
+    running: dict[str, tuple[Submit, int]] = {}
+    while True:
+        try:
+            message = inbox.get(timeout=TOKEN_S if running else None)
+        except queue.Empty:
+            message = None
+        match message:
+            case Welcome() if mine == "crash-loading":
+                raise RuntimeError("no room for the experts")
+            case Welcome():
+                is_ew = parse_worker_id(context.worker)[0] is Role.EW
+                assert (message.experts is not None) == is_ew
+                link.send(Ready(*me, {"experts": message.experts or []}))
+                if mine == "sleepless":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            case Table():
+                link.send(TableApplied(*me, message.epoch))
+            case Submit() if message.prompt == [0]:
+                link.send(Refused(*me, message.request, "token 0 is not welcome", "prompt"))
+            case Submit():
+                running[message.request] = (message, 0)
+            case Abort():
+                for request in message.requests:
+                    running.pop(request, None)
+            case Shutdown() if mine != "deaf":
+                link.send(Stopping(*me, message.reason))
+                link.close()
+                return
+        items = []
+        for request, (submit, done) in list(running.items()):
+            last = done + 1 == submit.sampling.max_tokens
+            items.append(TokenDelta(request, done, [5], finish="length" if last else None))
+            running[request] = (submit, done + 1)
+            if last:
+                del running[request]
+        if items:
+            link.send(Tokens(*me, items))
+            time.sleep(0)
+
+
+if __name__ == "__main__":
+    this = sys.modules["__main__"]
+    sys.modules["tarragon_hpc.attention.worker"] = this
+    sys.modules["tarragon_hpc.expert.worker"] = this
+    threading.current_thread().name = "main"
+    sys.exit(entry.main())
