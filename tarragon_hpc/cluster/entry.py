@@ -23,7 +23,7 @@ from tarragon_hpc.wire.link import WorkerContext
 
 _MAIN = {Role.AW: "tarragon_hpc.attention.worker", Role.EW: "tarragon_hpc.expert.worker"}
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("tarragon_hpc.cluster.entry")  # also when it runs as __main__
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,17 +95,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1, 2, …")
+    return int(text)
 
 
 def _cpu_list(text: str) -> tuple[int, ...]:
-    cpus = tuple(int(part) for part in text.split(","))
-    if any(cpu < 0 for cpu in cpus):
-        raise argparse.ArgumentTypeError(f"{text}: expected CPU numbers, e.g. 0,1")
-    return cpus
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected CPU numbers, e.g. 0,1")
+    return tuple(map(int, parts))
 
 
 if __name__ == "__main__":

@@ -109,8 +109,9 @@ def plan(state: State, now: float, policy: Policy) -> list[Action]:
         return []
     if state.phase is RunPhase.STOPPING:
         return [*_fence(state, now, policy), *_stop(state, policy), *_end(state)]
+    if given_up := list(_give_up(state, now, policy)):
+        return [*given_up]
     return [
-        *_give_up(state, now, policy),
         *_fence(state, now, policy),
         *_start(state),
         *_greet(state),

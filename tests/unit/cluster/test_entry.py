@@ -24,40 +24,59 @@ def run_dir(tmp_path: Path) -> Path:
     return path
 
 
-def run_entry(*args: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tarragon_hpc.cluster.entry", *args],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return done.returncode, done.stderr
+@pytest.fixture
+def quiet(monkeypatch):
+    """Keep `main` from changing the process that runs the tests."""
+    monkeypatch.setattr(entry.os, "umask", lambda mask: None)
+    monkeypatch.setattr(entry.faulthandler, "enable", lambda: None)
+    monkeypatch.setattr(entry, "configure", lambda process: None)
+
+
+def arguments(run_dir: Path, **change: str) -> list[str]:
+    args = {"worker": "ew0", "incarnation": "1", "run-dir": str(run_dir)} | change
+    return [part for name, value in args.items() for part in (f"--{name}", value)]
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"--worker": "bob"}, "--worker: 'bob' is not a worker id"),
-        ({"--worker": "cs0"}, "--worker: 'cs0': no program for this role"),
-        ({"--incarnation": "0"}, "argument --incarnation: 0: expected 1 or more"),
-        ({"--incarnation": "x"}, "argument --incarnation: invalid _positive value: 'x'"),
-        ({"--cpus": "a"}, "argument --cpus: invalid _cpu_list value: 'a'"),
-        ({"--cpus": "99999"}, "--cpus: 99999: Invalid argument; allowed: "),
+        ({"worker": "bob"}, "--worker: 'bob' is not a worker id"),
+        ({"worker": "cs0"}, "--worker: 'cs0': no program for this role"),
+        ({"cpus": "99999"}, "--cpus: 99999: Invalid argument; allowed: "),
     ],
 )
-def test_bad_arguments_are_one_line_and_status_2(run_dir, change, expected):
-    args = {"--worker": "ew0", "--incarnation": "1", "--run-dir": str(run_dir)} | change
-    status, stderr = run_entry(*(part for pair in args.items() for part in pair))
-    assert status == 2
-    assert expected in stderr
-    assert "Traceback" not in stderr
+def test_bad_values_are_one_line_and_status_2(run_dir, quiet, caplog, change, expected):
+    assert entry.main(arguments(run_dir, **change)) == 2
+    (line,) = caplog.messages
+    assert expected in line
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path: Path):
-    status, stderr = run_entry("--worker", "ew0", "--incarnation", "1", "--run-dir", str(tmp_path))
-    assert status == 3
-    assert f"{tmp_path}/head.json: No such file or directory" in stderr
-    assert "Traceback" not in stderr
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"incarnation": "0"}, "argument --incarnation: '0': expected 1, 2, …"),
+        ({"incarnation": "x"}, "argument --incarnation: 'x': expected 1, 2, …"),
+        ({"cpus": "a"}, "argument --cpus: 'a': expected CPU numbers, e.g. 0,1"),
+        ({"cpus": "-1"}, "argument --cpus: '-1': expected CPU numbers, e.g. 0,1"),
+    ],
+)
+def test_bad_arguments_are_usage_errors(run_dir, capsys, change, expected):
+    with pytest.raises(SystemExit) as error:
+        entry.main(arguments(run_dir, **change))
+    assert error.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_directory_that_is_no_run_is_refused_without_a_traceback(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tarragon_hpc.cluster.entry", *arguments(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert f"ew0.1 ERROR cluster.entry: {tmp_path}/head.json: No such file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_secret_that_others_can_read_is_refused(run_dir: Path):
@@ -66,18 +85,14 @@ def test_a_secret_that_others_can_read_is_refused(run_dir: Path):
         entry.make_context(run_dir, "ew0", 1, None)
 
 
-def test_the_roles_main_gets_the_context_and_the_binding(run_dir: Path, monkeypatch):
+def test_the_roles_main_gets_the_context_and_the_binding(run_dir: Path, quiet, monkeypatch):
     seen = []
     module = types.ModuleType("tarragon_hpc.expert.worker")
     module.main = seen.append
     bound = []
     monkeypatch.setitem(sys.modules, "tarragon_hpc.expert.worker", module)
-    monkeypatch.setattr(entry, "configure", lambda process: None)
-    monkeypatch.setattr(entry.faulthandler, "enable", lambda: None)
-    monkeypatch.setattr(entry.os, "umask", lambda mask: None)
     monkeypatch.setattr(entry.os, "sched_setaffinity", lambda pid, cpus: bound.append(cpus))
-    args = ["--worker", "ew5", "--incarnation", "3", "--run-dir", str(run_dir), "--cpus", "0,1"]
-    assert entry.main(args) == 0
+    assert entry.main(arguments(run_dir, worker="ew5", incarnation="3", cpus="0,1")) == 0
     (context,) = seen
     assert (context.worker, context.incarnation, context.cpus) == ("ew5", 3, (0, 1))
     assert context.head == ("127.0.0.1", 4000)
@@ -90,8 +105,6 @@ def test_the_roles_main_gets_the_context_and_the_binding(run_dir: Path, monkeypa
 def test_a_worker_whose_parent_is_already_gone_never_starts(run_dir: Path):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    status, _ = run_entry(
-        *("--worker", "ew0", "--incarnation", "1", "--run-dir", str(run_dir)),
-        *("--parent", str(gone.pid)),
-    )
-    assert status == -signal.SIGKILL
+    command = [sys.executable, "-m", "tarragon_hpc.cluster.entry"]
+    command += arguments(run_dir, parent=str(gone.pid))
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL

@@ -61,7 +61,7 @@ def test_nothing_is_to_be_done_about_a_running_run(scenario):
 def test_a_death_during_the_start_ends_the_start_at_once(scenario):
     scenario.started().registered("ew0")
     scenario.happen(ev.WorkerExited, "aw1", 1, "exit status 2")
-    assert planned(scenario)[0] == GiveUp("aw1 died during the start: exit status 2")
+    assert planned(scenario) == [GiveUp("aw1 died during the start: exit status 2")]
 
 
 def test_a_lost_connection_waits_for_the_exit_that_explains_it_but_not_for_ever(scenario):
@@ -77,10 +77,8 @@ def test_a_lost_connection_waits_for_the_exit_that_explains_it_but_not_for_ever(
 
 def test_a_start_that_takes_too_long_says_who_is_missing(scenario):
     scenario.started().registered("aw0")
-    actions = planned(scenario, later=61)
-    assert actions[0] == GiveUp(
-        "not serving after 60 s: aw0 (registered), aw1 (starting), ew0 (starting), ew1 (starting)"
-    )
+    missing = "aw0 (registered), aw1 (starting), ew0 (starting), ew1 (starting)"
+    assert planned(scenario, later=61) == [GiveUp(f"not serving after 60 s: {missing}")]
 
 
 def test_a_dead_worker_of_a_running_run_is_fenced_and_not_restarted(scenario):
