@@ -49,7 +49,11 @@ def explain(error: Exception) -> HttpError:
     """The answer to a request that raised."""
     match error:
         case RequestError():
-            return http_error(error.status, str(error), param=error.param, code=error.code)
+            # Whoever sends too much may still be sending: the connection is of no more use.
+            close = {"connection": "close"} if error.status == 413 else {}
+            return http_error(
+                error.status, str(error), param=error.param, code=error.code, headers=close
+            )
         case Overloaded():
             return http_error(
                 429, str(error), code="queue_full", headers={"retry-after": str(RETRY_AFTER_S)}

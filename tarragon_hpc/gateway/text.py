@@ -7,7 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tarragon_hpc.errors import ModelError
@@ -49,7 +49,11 @@ def special_tokens(settings: dict[str, Any]) -> dict[str, str]:
 
 
 class TextCodec:
-    """A tokenizer as transformers would set it up from the same files."""
+    """A tokenizer as transformers 5 would set it up from the same files.
+
+    Where there is a tokenizer.json, it alone says which special tokens are added; `add_bos_token`
+    and `add_eos_token` in tokenizer_config.json are for checkpoints without one.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -66,9 +70,7 @@ class TextCodec:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
             raise ModelError(f"{path}: not a tokenizer: {error}") from None
-        settings = read_json(directory / "tokenizer_config.json")
-        _mark_special(tokenizer, settings)
-        _add_bos_and_eos(tokenizer, settings)
+        _mark_special(tokenizer, read_json(directory / "tokenizer_config.json"))
         return cls(tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -146,26 +148,3 @@ def _mark_special(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
     marked = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     missing = {*special_tokens(settings).values(), *extra} - marked
     tokenizer.add_special_tokens(sorted(t for t in missing if tokenizer.token_to_id(t) is not None))
-
-
-def _add_bos_and_eos(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
-    """`add_bos_token` and `add_eos_token`, where given, replace what tokenizer.json says."""
-    if "add_bos_token" not in settings and "add_eos_token" not in settings:
-        return
-
-    def asked_for(name: str) -> list[tuple[str, int]]:
-        token = special_tokens(settings).get(name)
-        number = tokenizer.token_to_id(token) if token and settings.get(f"add_{name}") else None
-        return [(token, number)] if token is not None and number is not None else []
-
-    bos, eos = asked_for("bos_token"), asked_for("eos_token")
-
-    def around(text: str, type_id: int) -> list[str]:
-        pieces = [*(t for t, _ in bos), text, *(t for t, _ in eos)]
-        return [f"{piece}:{type_id}" for piece in pieces]
-
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=around("$A", 0),
-        pair=[*around("$A", 0), *around("$B", 1)],
-        special_tokens=sorted({*bos, *eos}),
-    )

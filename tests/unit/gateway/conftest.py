@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -17,7 +18,7 @@ from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.gateway.text import TextCodec
 from tarragon_hpc.models.spec import ExpertShape, ModelSpec
 from tarragon_hpc.models.tokenizer import write_tokenizer
-from tarragon_hpc.wire.common import TokenDelta, TokenLogprobs
+from tarragon_hpc.wire.common import SamplingSpec, TokenDelta, TokenLogprobs
 from tarragon_hpc.wire.to_head import Tokens
 from tarragon_hpc.wire.to_worker import Abort, Submit
 
@@ -62,14 +63,16 @@ class FakeWorker:
     """Answers Submit as an AW would, a token per turn of the event loop.
 
     The output is `script` (token ids) if set, else numbers made from the prompt and the seed. It
-    ends at EOS, at a stop token, at max_tokens, or never if `hold` tokens are out.
+    ends at EOS, at a stop token, at max_tokens, or never if `hold` tokens are out. `react` is
+    called with every Submit, in the turn after it.
     """
 
     def __init__(self):
         self.reset()
 
     def reset(self):
-        self.script, self.hold, self.submitted, self.aborted = None, None, [], []
+        self.script, self.hold, self.react = None, None, None
+        self.submitted, self.aborted = [], []
 
     def attach(self, sessions):
         self.sessions = sessions
@@ -79,6 +82,8 @@ class FakeWorker:
         match message:
             case Submit():
                 self.submitted.append(message)
+                if self.react is not None:
+                    asyncio.get_running_loop().call_soon(self.react, message)
                 self._later(message, 0)
             case Abort(requests):
                 self.aborted += requests
@@ -125,6 +130,18 @@ class Gateway(SimpleNamespace):
             return function(*args)
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(5)
+
+    @contextmanager
+    def full(self):
+        """While it lasts every slot is taken."""
+        self.worker.hold = 0
+        work = [([5], SamplingSpec(max_tokens=1))] * self.sessions.max_requests
+        handle = self.call(self.sessions.open, work)
+        try:
+            yield
+        finally:
+            self.call(handle.close)
+            self.worker.hold = None
 
     def wait_until(self, condition):
         """Until something holds in the gateway, checked at every turn of its loop."""
@@ -181,6 +198,12 @@ class _Running:
         self.gateway.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
         assert not self._thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def start():
+    """`with start(path, key=value, …) as gateway:` for a gateway of its own configuration."""
+    return start_gateway
 
 
 @pytest.fixture(scope="session")
