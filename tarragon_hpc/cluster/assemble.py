@@ -171,8 +171,18 @@ def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -
 
 def gateway_url(host: str, port: int) -> str:
     """The address to give to clients; a wildcard listens on every name of this host."""
-    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    name = _own_name() if host in ("0.0.0.0", "::", "") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
+
+
+def _own_name() -> str:
+    """This host's name, if it can be looked up here (in a container it often cannot)."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return "127.0.0.1"
+    return name
 
 
 def _created(run: str, specs: list[WorkerSpec], placement: Placement) -> RunCreated:

@@ -111,7 +111,7 @@ def _from_journal(run_dir: Path) -> dict[str, Any]:
     """The status that a head left behind. Its local workers died with it."""
     record = read_head(run_dir)
     state = replay(entry.event for entry in read_journal(run_dir / JOURNAL))
-    status = describe(state, endpoint=record.endpoint)
+    status = describe(state, endpoint=None)
     if state.phase is not RunPhase.ENDED:
         status["state"] = "dead"
         status["reason"] = f"its head (pid {record.pid} on {record.host}) is gone"

@@ -133,6 +133,9 @@ class ControlServer:
         except AuthError as error:
             self._drop("handshake", str(error))
             return
+        except asyncio.CancelledError:
+            writer.close()
+            raise
         finally:
             self._strangers -= 1
         try:

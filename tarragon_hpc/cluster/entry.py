@@ -1,6 +1,7 @@
 """A worker process: `python -m tarragon_hpc.cluster.entry --worker aw0 --incarnation 1 …`.
 
-Everything that must happen before heavy imports is here; then the role's `main(context)` runs.
+Everything that must happen before heavy imports is here; then the role's `main(context)` runs in
+this thread. It returns the exit status.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         context = make_context(args.run_dir, args.worker, args.incarnation, args.cpus)
         if context.cpus is not None:
             bind(context.cpus)
-        importlib.import_module(_MAIN[role]).main(context)
+        status: int = importlib.import_module(_MAIN[role]).main(context)
     except TarragonError as error:
         log.error("%s", error)
         return error.exit_status
-    return 0
+    return status
 
 
 def worker_role(worker: str) -> Role:

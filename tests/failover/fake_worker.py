@@ -25,7 +25,7 @@ TOKEN_S = 0.005
 fault, _, victim = sys.argv.pop(1).partition("=")
 
 
-def main(context: WorkerContext) -> None:
+def main(context: WorkerContext) -> int:
     me = (context.worker, context.incarnation)
     mine = fault if victim == context.worker else ""
     if mine == "crash":
@@ -63,7 +63,7 @@ def main(context: WorkerContext) -> None:
             case Shutdown() if mine != "deaf":
                 link.send(Stopping(*me, message.reason))
                 link.close()
-                return
+                return 0
         items = []
         for request, (submit, done) in list(running.items()):
             last = done + 1 == submit.sampling.max_tokens

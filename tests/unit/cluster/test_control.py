@@ -222,7 +222,13 @@ def test_closing_loses_the_workers_and_frees_the_port():
             async with asyncio.timeout(10):
                 while len(recorder.said) < 3:
                     await asyncio.sleep(0)
+            stranger, writer = await asyncio.open_connection("127.0.0.1", port)
+            async with asyncio.timeout(10):
+                while "2 connections" not in repr(control_server):
+                    await asyncio.sleep(0)
             await control_server.close()
+            assert await asyncio.wait_for(stranger.read(), 10) == b""
+            writer.close()
             assert recorder.said[-1] == ("lost", Incarnation("aw0", 3), "the head is closing")
             await until_closed(worker)
             with pytest.raises(ConnectionRefusedError):

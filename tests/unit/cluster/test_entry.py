@@ -88,11 +88,11 @@ def test_a_secret_that_others_can_read_is_refused(run_dir: Path):
 def test_the_roles_main_gets_the_context_and_the_binding(run_dir: Path, quiet, monkeypatch):
     seen = []
     module = types.ModuleType("tarragon_hpc.expert.worker")
-    module.main = seen.append
+    module.main = lambda context: seen.append(context) or 5
     bound = []
     monkeypatch.setitem(sys.modules, "tarragon_hpc.expert.worker", module)
     monkeypatch.setattr(entry.os, "sched_setaffinity", lambda pid, cpus: bound.append(cpus))
-    assert entry.main(arguments(run_dir, worker="ew5", incarnation="3", cpus="0,1")) == 0
+    assert entry.main(arguments(run_dir, worker="ew5", incarnation="3", cpus="0,1")) == 5
     (context,) = seen
     assert (context.worker, context.incarnation, context.cpus) == ("ew5", 3, (0, 1))
     assert context.head == ("127.0.0.1", 4000)
