@@ -1,0 +1,119 @@
+"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import tenacity
+
+from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.generate.outputs import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from tarragon_hpc.generate.inputs import Request
+
+_TRIES = {429: 100, 503: 10, None: 6}  # of one request, by the last answer; None: no connection
+
+
+class _Busy(Exception):
+    """An answer that says: come back later."""
+
+    def __init__(self, status: int | None, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BatchClient:
+    """Talks to one gateway. `endpoint` ends in /v1.
+
+    concurrency: requests in flight at most. sleep: waits between tries, for tests.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        concurrency: int,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._base = endpoint.removesuffix("/v1")
+        self._concurrency = concurrency
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._transport = transport
+        self._sleep = sleep
+
+    async def run(self, requests: Iterable[Request], deliver: Callable[[Outcome], None]) -> None:
+        """Answer all requests; `deliver` gets each outcome once, in the order they finish.
+
+        Raises ClusterError if the service stopped answering; what was delivered stays delivered.
+        """
+        todo = iter(requests)
+        limits = httpx.Limits(max_connections=self._concurrency)
+        # No limit on the answer: a long generation is not a failure, and a dead one is an error.
+        timeout = httpx.Timeout(None, connect=10.0)
+        async with httpx.AsyncClient(
+            base_url=self._base, headers=self._headers, limits=limits, timeout=timeout,
+            transport=self._transport,
+        ) as http:  # fmt: skip
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._concurrency):
+                        group.create_task(self._work(http, todo, deliver))
+            except* ClusterError as gone:
+                raise gone.exceptions[0] from None
+
+    async def _work(
+        self, http: httpx.AsyncClient, todo: Iterator[Request], deliver: Callable[[Outcome], None]
+    ) -> None:
+        for request in todo:
+            deliver(await self._answer(http, request))
+
+    async def _answer(self, http: httpx.AsyncClient, request: Request) -> Outcome:
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Busy),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
+            stop=_give_up,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._try, http, request)
+        except _Busy as busy:
+            raise ClusterError(f"the service does not answer: {busy}") from None
+
+    async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
+        try:
+            reply = await http.post(request.url, json=request.body)
+        except httpx.TransportError as error:
+            raise _Busy(None, f"{type(error).__name__} {error}".strip()) from None
+        content = _content(reply)
+        if reply.status_code in (429, 503):
+            raise _Busy(reply.status_code, f"HTTP {reply.status_code} {_message(content)}")
+        return Outcome(
+            request.custom_id, reply.status_code, content, reply.headers.get("x-request-id")
+        )
+
+
+def _give_up(state: tenacity.RetryCallState) -> bool:
+    """Whether this try was the last: a full queue empties in time, a lost service does not."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    status = error.status if isinstance(error, _Busy) else None
+    return state.attempt_number >= _TRIES[status]
+
+
+def _content(reply: httpx.Response) -> Any:
+    try:
+        return reply.json()
+    except ValueError:
+        return reply.text
+
+
+def _message(content: Any) -> str:
+    error = content.get("error") if isinstance(content, dict) else None
+    return str(error.get("message", "")) if isinstance(error, dict) else ""
