@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def load_config(source: str | Path | dict[str, Any], overrides: Iterable[str] = 
     Relative `model.path` in a file is taken as is (relative to the working directory), as on the
     command line. Raises ConfigError with one line that names the key and what is allowed.
     """
-    data = source if isinstance(source, dict) else _read(Path(source))
+    data = copy.deepcopy(source) if isinstance(source, dict) else _read(Path(source))
     for text in overrides:
         path, value = parse_override(text)
         node = data
