@@ -24,8 +24,8 @@ $(BIN)/python:
 # module is compiled beside it by `make native`.
 $(STAMP): pyproject.toml requirements/cpu.lock requirements/build.txt | $(BIN)/python
 ifeq ($(GPU),)
-	$(PIP) install -r requirements/cpu.lock
-	$(PIP) install --no-deps $(ENGINE_CPU)
+	$(PIP) install --no-compile -r requirements/cpu.lock
+	$(PIP) install --no-compile --no-deps $(ENGINE_CPU)
 	TARRAGON_PURE=1 $(PIP) install --no-deps --no-build-isolation -e .
 else
 	$(PIP) install -r requirements/build.txt

@@ -61,13 +61,19 @@ PRESETS: dict[str, Size] = {
 _FINE_GRAINED = ("qwen3-moe", "deepseek-v2", "deepseek-v3")
 
 
+def parse_family(text: str) -> Family:
+    """The family of that name. Raises UserError with the names there are."""
+    for family in FAMILIES:
+        if text == family:
+            return family
+    raise UserError(f"family {text!r}: allowed are {', '.join(FAMILIES)}")
+
+
 def size_for(family: Family, preset: str = "tiny", **changes: int | str | None) -> Size:
     """The preset's size for a family with the given fields changed (None: keep).
 
     Raises UserError naming the option, its value and what is allowed.
     """
-    if family not in FAMILIES:
-        raise UserError(f"family {family!r}: allowed are {', '.join(FAMILIES)}")
     if preset not in PRESETS:
         raise UserError(f"preset {preset!r}: allowed are {', '.join(PRESETS)}")
     base = PRESETS[preset]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.errors import UserError
-from tarragon_hpc.models.presets import Size, config_arguments, size_for
+from tarragon_hpc.models.presets import Size, config_arguments, parse_family, size_for
 from tarragon_hpc.models.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SHARDS = 3
 
 
 def write_tiny(
-    family: Family,
+    family: Family | str,
     directory: str | Path,
     *,
     seed: int = 0,
@@ -43,6 +43,7 @@ def write_tiny(
     None keeps the preset's value. The same arguments give the same bytes. Raises UserError for a
     size that cannot be, a directory that holds other files, or a missing transformers.
     """
+    family = parse_family(family)
     size = size_for(
         family, preset, layers=layers, hidden=hidden, ffn=ffn, experts=experts, top_k=top_k,
         vocab=vocab, max_len=max_len, dtype=dtype,

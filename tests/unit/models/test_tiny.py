@@ -89,7 +89,6 @@ def test_bench_preset_has_430_million_parameters():
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("llama", {}, "family 'llama': allowed are mixtral"),
         ("mixtral", {"preset": "huge"}, "preset 'huge': allowed are tiny, bench"),
         ("mixtral", {"hidden": 100}, "--hidden 100: allowed is a multiple of 64"),
         ("mixtral", {"layers": 0}, "--layers 0: allowed is 1 to 256"),
@@ -104,6 +103,11 @@ def test_bad_sizes_name_the_option(family, changes, message):
     with pytest.raises(UserError) as caught:
         size_for(family, **changes)
     assert message in str(caught.value)
+
+
+def test_unknown_family_is_told_which_there_are(tmp_path):
+    with pytest.raises(UserError, match="family 'llama': allowed are mixtral, qwen3-moe"):
+        write_tiny("llama", tmp_path / "x")
 
 
 def test_fewer_experts_than_top_k_lowers_top_k():

@@ -1,0 +1,5 @@
+"""`python -m tarragon_hpc.cli` is `tarragon`."""
+
+from tarragon_hpc.cli import main
+
+main()

@@ -1,0 +1,122 @@
+"""`tarragon generate`: a run of its own for a file of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tarragon_hpc.cli.serve import read_config
+from tarragon_hpc.cluster.client import query_status
+from tarragon_hpc.cluster.head import RunInfo, run_service
+from tarragon_hpc.errors import UserError
+from tarragon_hpc.generate.client import BatchClient
+from tarragon_hpc.generate.inputs import read_requests
+from tarragon_hpc.generate.outputs import ResultFile
+from tarragon_hpc.generate.report import Tally, closing_line, contributions, progress_bar
+from tarragon_hpc.observe.log import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tarragon_hpc.config import Config
+    from tarragon_hpc.generate.inputs import Request
+    from tarragon_hpc.generate.outputs import Outcome
+
+_OWN_DOOR = ("gateway.host=127.0.0.1", "gateway.port=0")
+_INTERRUPTED = 130
+
+
+def generate(
+    path: Path | None, overrides: Sequence[str], source: str, target: str, run_dir: Path | None
+) -> int:
+    """Answer what has no answer yet; returns the exit status.
+
+    0: every request has its result. 1: some failed in the service and can be tried again.
+    """
+    config = read_config(path, [*overrides, *_OWN_DOOR])
+    if source == target:
+        raise UserError(f"--output {target!r}: is also the input")
+    requests = read_requests(source)
+    with ResultFile(target, {r.custom_id for r in requests}) as results:
+        todo = [r for r in requests if r.custom_id not in results.done]
+        if results.done:
+            print(f"{target}: {len(results.done)} of {len(requests)} requests are done already")
+        if not todo:
+            return 0
+        return asyncio.run(_Batch(config, todo, results).run(run_dir))
+
+
+class _Batch:
+    """One batch against one run of its own."""
+
+    def __init__(self, config: Config, todo: list[Request], results: ResultFile) -> None:
+        self._config = config
+        self._todo = todo
+        self._results = results
+        self._tally = Tally()
+        self._status: dict[str, Any] | None = None
+        self._seconds = 0.0
+        self._progress = progress_bar(Console(stderr=True))
+        self._bar = self._progress.add_task(self._starting(), start=False, total=len(todo))
+
+    async def run(self, run_dir: Path | None) -> int:
+        with self._progress:
+            # Set up here: the bar redirects stderr, and the log must go where the bar lets it.
+            configure("head", logging.WARNING)
+            await run_service(
+                self._config,
+                run_dir=run_dir,
+                on_ready=self._ready,
+                stop=asyncio.Event(),
+                work=self._answer,
+            )
+        return self._close()
+
+    def _starting(self) -> str:
+        c = self._config
+        return f"starting {c.attention.workers} AW + {c.experts.workers} EW"
+
+    def _ready(self, _info: RunInfo) -> None:
+        self._progress.start_task(self._bar)
+        self._progress.update(self._bar, description="generating")
+
+    async def _answer(self, info: RunInfo) -> None:
+        config = self._config
+        keys = config.gateway.api_keys
+        client = BatchClient(
+            info.endpoint,
+            concurrency=self._concurrency(),
+            api_key=keys[0] if keys else None,
+        )
+        began = time.monotonic()
+        try:
+            await client.run(self._todo, self._deliver)
+        finally:
+            self._seconds = time.monotonic() - began
+        # The workers' counters travel with their heartbeats: wait for the ones after the end.
+        await asyncio.sleep(2 * config.detection.heartbeat_ms / 1000)
+        self._status = await query_status(info.run_dir)
+
+    def _concurrency(self) -> int:
+        """Enough to keep every AW's batch full while answers travel, never more than is taken."""
+        slots = self._config.attention.workers * self._config.attention.max_num_seqs
+        return max(1, min(2 * slots, self._config.gateway.max_requests, len(self._todo)))
+
+    def _deliver(self, outcome: Outcome) -> None:
+        self._results.write(outcome)
+        self._tally.add(outcome)
+        self._progress.update(self._bar, advance=1, tokens=self._tally.tokens)
+
+    def _close(self) -> int:
+        if self._status is None:
+            done = self._tally.done
+            print(f"interrupted: {done} of {len(self._todo)} done; run again to continue")
+            return _INTERRUPTED
+        Console().print(contributions(self._status))
+        print(closing_line(self._tally, self._seconds))
+        return 1 if self._tally.failed else 0

