@@ -69,7 +69,12 @@ class LocalLauncher:
                     env={**os.environ, **spec.env},
                     start_new_session=True,
                 )
-            pidfd = os.pidfd_open(process.pid)
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                _kill_group(process.pid)
+                process.wait()
+                raise
         except OSError as error:
             raise ClusterError(f"cannot start {who}: {error}") from None
         self._children[who] = _Child(process, pidfd)

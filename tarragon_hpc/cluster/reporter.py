@@ -1,8 +1,9 @@
-"""Tells the gateway, the timeline and the metrics what every event of the run means to them."""
+"""Tells the gateway, the timeline, the log and the metrics what every event means to them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol, assert_never
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.observe.metrics import HeadMetrics
     from tarragon_hpc.observe.timeline import Timeline
+
+log = logging.getLogger(__name__)
 
 
 class Gateway(Protocol):
@@ -67,6 +70,7 @@ class Reporter:
                     self._gateway.set_serving(change.serving, change.reason)
                     what = "admission opened" if change.serving else "admission closed"
                     self._timeline.record(what, reason=change.reason)
+                    log.info("%s%s", what, f": {change.reason}" if change.reason else "")
                 case _:
                     assert_never(change)
         if after.phase is RunPhase.RUNNING and before.phase is RunPhase.STARTING:
@@ -132,6 +136,8 @@ class Reporter:
                     detected, reason = "process exit", event.exit
                 else:
                     detected, reason = "connection", event.reason
+                if phase is Phase.DEAD:
+                    log.warning("%s is lost: %s", who, reason)
                 last = self._heard().get(who)
                 record(
                     LOST if phase is Phase.DEAD else "worker stopped",

@@ -137,13 +137,15 @@ class Orchestrator:
                 assert_never(message)
 
     def hear(self, who: Incarnation) -> None:
-        """Any message from a worker is a sign of life."""
+        """Any message from an admitted worker is a sign of life."""
         self.heard[who] = time.monotonic()
 
     def lost(self, who: Incarnation, reason: str) -> None:
         """A registered worker's connection ended."""
         self._links.pop(who, None)
         self.record(ev.WorkerLost(time.monotonic(), *who, reason))
+        self.heard.pop(who, None)
+        self.stats.pop(who, None)
 
     def exited(self, who: Incarnation, returncode: int) -> None:
         """A worker's process ended."""
