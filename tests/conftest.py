@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tarragon_hpc import native
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tarragon_hpc.models.spec import Family
@@ -35,10 +37,31 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return get
 
 
+def _no_engine() -> str | None:
+    return None if importlib.util.find_spec("vllm") else "vllm is not installed"
+
+
+def _no_gpu() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+# Marker → why tests with it cannot run here, or None. Asked only if there are such tests.
+_NEEDS: dict[str, Callable[[], str | None]] = {
+    "native": lambda: native.reason,
+    "vllm": _no_engine,
+    "gpu": _no_gpu,
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `native` are skipped, with the reason, where the module was not compiled."""
-    if native.reason is None:
-        return
-    for item in items:
-        if item.get_closest_marker("native"):
-            item.add_marker(pytest.mark.skip(reason=native.reason))
+    """Skip, with the reason, what needs something this machine lacks."""
+    for marker, why_not in _NEEDS.items():
+        needing = [item for item in items if item.get_closest_marker(marker)]
+        reason = why_not() if needing else None
+        if reason is not None:
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -60,4 +60,4 @@ def _word(word: str) -> Text:
 
 def _remark(worker: dict[str, Any]) -> str:
     told = [worker.get("reason") or "", worker.get("exit") or ""]
-    return ", ".join(part for part in told if part)
+    return ", ".join(dict.fromkeys(part for part in told if part))
