@@ -108,7 +108,9 @@ class GatewayConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
-    api_keys: list[str] | None = Field(None, min_length=1, description="Bearer keys; default: open")
+    api_keys: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="Bearer keys; default: open"
+    )
     max_requests: int = Field(
         1024, gt=0, description="sequences running or waiting; more are answered with 429"
     )

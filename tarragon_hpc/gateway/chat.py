@@ -20,7 +20,7 @@ _CHUNK = "chat.completion.chunk"
 async def open_chat(service: Service, request: ChatRequest) -> tuple[Generation, ChatFormat]:
     """Admit a request. Raises TarragonError."""
     service.check_model(request.model)
-    prompt = await encode_chat(request, service.codec, service.template)
+    prompt = await encode_chat(request, service.codec, service.template, service.limits.max_len)
     generation = Generation(service, request, [prompt], prefix="chatcmpl", param="messages")
     return generation, ChatFormat(request, generation)
 

@@ -19,7 +19,7 @@ async def open_completion(
 ) -> tuple[Generation, CompletionFormat]:
     """Admit a request. Raises TarragonError."""
     service.check_model(request.model)
-    prompts = await encode_completion(request, service.codec)
+    prompts = await encode_completion(request, service.codec, service.limits.max_len)
     generation = Generation(service, request, prompts, prefix="cmpl", param="prompt")
     return generation, CompletionFormat(request, generation)
 

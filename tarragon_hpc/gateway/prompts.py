@@ -44,10 +44,13 @@ def completion_prompts(value: Any) -> list[str | list[int]]:
     return prompts
 
 
-async def encode_completion(request: CompletionRequest, codec: TextCodec | None) -> list[list[int]]:
-    """Token ids of every prompt. Raises RequestError."""
+async def encode_completion(
+    request: CompletionRequest, codec: TextCodec | None, max_len: int
+) -> list[list[int]]:
+    """Token ids of every prompt; `max_len` is the model's context. Raises RequestError."""
+    special = request.add_special_tokens
     return [
-        await _encode(codec, prompt, request.add_special_tokens, "prompt")
+        await _encode(codec, prompt, special=special, param="prompt", max_len=max_len)
         if isinstance(prompt, str)
         else prompt
         for prompt in completion_prompts(request.prompt)
@@ -55,9 +58,9 @@ async def encode_completion(request: CompletionRequest, codec: TextCodec | None)
 
 
 async def encode_chat(
-    request: ChatRequest, codec: TextCodec | None, template: ChatTemplate | None
+    request: ChatRequest, codec: TextCodec | None, template: ChatTemplate | None, max_len: int
 ) -> list[int]:
-    """Token ids of a conversation. Raises RequestError."""
+    """Token ids of a conversation; `max_len` is the model's context. Raises RequestError."""
     if template is None:
         raise RequestError(
             "messages: the model has no chat template; use /v1/completions", param="messages"
@@ -76,15 +79,25 @@ async def encode_chat(
         add_generation_prompt=request.add_generation_prompt,
         variables=variables,
     )
-    return await _encode(codec, text, request.add_special_tokens, "messages")
+    special = request.add_special_tokens
+    return await _encode(codec, text, special=special, param="messages", max_len=max_len)
 
 
-async def _encode(codec: TextCodec | None, text: str, special: bool, param: str) -> list[int]:
+async def _encode(
+    codec: TextCodec | None, text: str, *, special: bool, param: str, max_len: int
+) -> list[int]:
     if codec is None:
         raise RequestError(
             f"{param}: the model has no tokenizer (tokenizer.json); send token ids to"
             " /v1/completions",
             param=param,
+        )
+    if not codec.may_fit(text, max_len):
+        raise RequestError(
+            f"{param}: {len(text)} characters are more than the model's context of {max_len} tokens"
+            " can hold",
+            param=param,
+            code="context_length_exceeded",
         )
     if len(text) < _LONG_TEXT:
         return codec.encode(text, add_special_tokens=special)

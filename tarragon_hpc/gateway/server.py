@@ -74,6 +74,7 @@ class HttpServer:
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=grace_s,
             )

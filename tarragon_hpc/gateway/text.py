@@ -59,6 +59,7 @@ class TextCodec:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
 
     @classmethod
     def load(cls, directory: Path) -> TextCodec | None:
@@ -72,6 +73,10 @@ class TextCodec:
             raise ModelError(f"{path}: not a tokenizer: {error}") from None
         _mark_special(tokenizer, read_json(directory / "tokenizer_config.json"))
         return cls(tokenizer)
+
+    def may_fit(self, text: str, tokens: int) -> bool:
+        """Whether a text could have as few tokens as that, judged by its length alone."""
+        return len(text) <= tokens * self._longest
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; special tokens that are written out in the text count as such.

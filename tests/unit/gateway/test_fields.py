@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tarragon_hpc.errors import RequestError
 from tarragon_hpc.gateway.fields import IGNORED, UNSUPPORTED, read_request, shown
-from tarragon_hpc.gateway.prompts import completion_prompts
+from tarragon_hpc.gateway.prompts import completion_prompts, encode_completion
 from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -144,6 +145,26 @@ def test_wrong_prompts(prompt):
     with pytest.raises(RequestError, match="^prompt: must") as error:
         completion_prompts(prompt)
     assert error.value.param == "prompt"
+
+
+def test_long_texts_are_encoded_beside_the_event_loop(codec):
+    text = "word " * 5_000
+    request = read_request(CompletionRequest, {"prompt": [text, "short"]})
+
+    async def main():
+        """Turns of the loop while the texts are encoded, and the result."""
+        turns, job = 0, asyncio.ensure_future(encode_completion(request, codec, 10**6))
+        while not job.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns, job.result()
+
+    turns, prompts = asyncio.run(main())
+    assert turns > 2
+    assert prompts == [codec.encode(t, add_special_tokens=True) for t in (text, "short")]
+    with pytest.raises(RequestError, match="25000 characters are more than") as error:
+        asyncio.run(encode_completion(request, codec, 100))
+    assert (error.value.param, error.value.code) == ("prompt", "context_length_exceeded")
 
 
 @given(

@@ -243,6 +243,11 @@ def test_keys(start, model_dir):
                 assert http.get("/v1/models", headers=headers).status_code == 200
 
 
+def test_an_empty_key_is_refused(start, model_dir):
+    with pytest.raises(ConfigError, match=r"^gateway.api_keys"):
+        start(model_dir, api_keys=["good", ""])
+
+
 def test_a_key_ring_without_keys_is_open():
     assert KeyRing(None).admits(None)
     assert not KeyRing(["k"]).admits(None)

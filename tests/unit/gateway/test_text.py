@@ -129,3 +129,10 @@ def test_truncation_and_padding_in_the_file_do_not_apply(model_dir, tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ids = TextCodec.load(tmp_path).encode("a b c d e f", add_special_tokens=False)
     assert 2 < len(ids) < 50
+
+
+@given(st.text(max_size=60))
+def test_a_text_that_cannot_fit_has_more_tokens(codec, text):
+    count = len(codec.encode(text, add_special_tokens=False))
+    assert codec.may_fit(text, count)
+    assert not codec.may_fit("x" * 10_000, 10)
