@@ -15,7 +15,7 @@ from tarragon_hpc.errors import ClusterError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OVER = ("stopped", "failed", "dead")
+_OVER = ("ended", "failed", "dead")
 _WORKER = re.compile(r"(aw|ew|cs)\d+(\.\d+)?")
 
 

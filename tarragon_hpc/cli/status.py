@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tarragon_hpc.orchestrator.changes import ranges
+
 _COLOURS = {
     "serving": "green",
     "running": "green",
@@ -41,17 +43,6 @@ def render(status: dict[str, Any]) -> Group:
             Text(_remark(worker)),
         )
     return Group(head, table)
-
-
-def ranges(numbers: list[int]) -> str:
-    """`0-3,7` of [0, 1, 2, 3, 7]."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
 
 
 def _word(word: str) -> Text:

@@ -9,7 +9,7 @@ from tarragon_hpc.ids import Role
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,9 @@ def availability(state: State) -> Availability:
         if not any(state.workers[h].holds_experts for h in holders)
     ]
     if orphans:
+        what = f"expert{'s' if len(orphans) > 1 else ''} {ranges(orphans)}"
         lost = "; ".join(f"{w.worker} {w.phase}: {w.reason}" for w in _not_holding(state, orphans))
-        return Availability(False, f"no live worker holds {ranges(orphans)} ({lost})")
+        return Availability(False, f"no live worker holds {what} ({lost})")
     if not any(w.phase is Phase.SERVING for w in state.of(Role.AW)):
         return Availability(False, "no attention worker is left")
     return Availability(True, "")
@@ -95,13 +96,12 @@ def run_word(state: State) -> str:
     return "serving" if whole else "degraded"
 
 
-def ranges(experts: Sequence[int]) -> str:
-    """`expert 3`, `experts 0-3, 7`."""
+def ranges(numbers: Iterable[int]) -> str:
+    """`0-3,7` of [0, 1, 2, 3, 7]."""
     parts: list[list[int]] = []
-    for expert in experts:
-        if parts and expert == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], expert]
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
         else:
-            parts.append([expert])
-    text = ", ".join("-".join(map(str, part)) for part in parts)
-    return f"expert{'s' if len(experts) > 1 else ''} {text}"
+            parts.append([number])
+    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)

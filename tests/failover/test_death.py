@@ -127,7 +127,7 @@ def test_without_a_live_holder_of_an_expert_nothing_is_admitted(make_config, ser
             refused = await service.complete(2)
             assert refused.status_code == 503
             message = refused.json()["error"]["message"]
-            assert "no live worker holds experts 1, 3, 5, 7 (ew1 dead" in message
+            assert "no live worker holds experts 1,3,5,7 (ew1 dead" in message
             words = {w["id"]: w["state"] for w in (await service.status())["workers"]}
             assert words == {"aw0": "serving", "aw1": "serving", "ew0": "serving", "ew1": "dead"}
 
