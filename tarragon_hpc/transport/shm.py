@@ -60,7 +60,8 @@ class ShmListener:
         self._lock = threading.Lock()
         self._admission: Admission[ShmServerChannel] = Admission(worker, incarnation)
         self._accepted: list[ServerChannel] = []
-        self._joining: dict[threading.Thread, socket.socket] = {}
+        # Handshakes under way; no socket any more once it is a channel's.
+        self._joining: dict[threading.Thread, socket.socket | None] = {}
         self._closed = False
         self._path = os.path.join(os.path.abspath(runtime_dir), f"{worker}.{incarnation}.sock")
         self._socket = unix.listen(self._path)
@@ -90,8 +91,9 @@ class ShmListener:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         for thread, sock in joining.items():
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
             thread.join()
         for channel in self.accepted():
             channel.close()
@@ -161,6 +163,7 @@ class ShmListener:
                 raise ConnectFailed(refusal)
             shm_join.answer(sock, None, [fd, self._bell.fd], deadline)
             channel.start(sock, self._monitor)
+            self._joining[threading.current_thread()] = None
             older = self._admission.admit(channel)
             self._accepted.append(channel)
         for stale in older:

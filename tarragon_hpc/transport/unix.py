@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _LENGTH = struct.Struct("<I")
+_FD = array.array("i")
 MAX_FRAME = 64 << 10
 
 
@@ -140,10 +142,16 @@ def receive_frame(sock: socket.socket, max_fds: int, deadline: float) -> tuple[b
         head = b""
         while len(head) < _LENGTH.size:
             _arm(sock, deadline)
-            piece, got, flags, _ = socket.recv_fds(
-                sock, _LENGTH.size - len(head), max_fds, socket.MSG_CMSG_CLOEXEC
+            # Not socket.recv_fds, which drops the flags: the descriptors must not be inherited.
+            piece, control, flags, _ = sock.recvmsg(
+                _LENGTH.size - len(head),
+                socket.CMSG_LEN(max_fds * _FD.itemsize),
+                socket.MSG_CMSG_CLOEXEC,
             )
-            fds += got
+            for level, kind, data in control:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = len(data) - len(data) % _FD.itemsize
+                    fds += array.array("i", data[:whole])
             if not piece:
                 raise FrameError("the peer closed the connection")
             if len(fds) > max_fds or flags & socket.MSG_CTRUNC:
