@@ -45,8 +45,10 @@ def adopt_memory(fd: int, nbytes: int) -> memoryview:
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         size = os.fstat(fd).st_size
-        if seals & _SEALS != _SEALS or size != nbytes:
-            raise ConnectFailed(f"expected sealed memory of {nbytes} bytes, got {size} bytes")
+        if seals & _SEALS != _SEALS:
+            raise ConnectFailed("the peer's memory is not sealed")
+        if size != nbytes:
+            raise ConnectFailed(f"expected memory of {nbytes} bytes, got {size}")
         return native.module.map_shared(fd, nbytes)
     except OSError as error:
         raise ConnectFailed(f"the peer's memory cannot be used: {error.strerror}") from None
