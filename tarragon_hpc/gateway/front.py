@@ -90,7 +90,7 @@ class FrontDoor:
                 )
                 await error_response(denied)(scope, receive, tagged)
         except ClientDisconnect:
-            status = CLIENT_GONE
+            pass
         except Exception as error:
             _log.exception("request %s: %s %s failed", request_id, scope["method"], path)
             if status:
@@ -98,6 +98,7 @@ class FrontDoor:
                 raise
             await error_response(explain(error))(scope, receive, tagged)
         finally:
+            status = status or CLIENT_GONE
             name = path if path in _COUNTED else "other"
             self._metrics.requests.labels(name, str(status)).inc()
             level = logging.DEBUG if path in OPEN_PATHS else logging.INFO

@@ -187,7 +187,7 @@ class Sessions:
     # One sequence.
 
     def _assign(self, state: SequenceState) -> None:
-        """Give a sequence to an AW, which takes up after the tokens that are in its log."""
+        """Give a sequence to the AW that is chosen for it, or end it if there is none."""
         by_worker = {i.worker: i for i in self._running}
         worker = choose_worker({i.worker: len(on) for i, on in self._running.items()})
         if worker is None:

@@ -96,8 +96,8 @@ async def _disconnect(receive: Receive) -> None:
 class EventStream(Response):
     """Streams the events of a generation, and ends the generation however the stream ends.
 
-    An error before the first event becomes a response of its own; a later one becomes the last
-    event, and there is no DONE after it.
+    An error before the first event is raised, to become a response of its own; a later one becomes
+    the last event, and there is no DONE after it.
     """
 
     media_type = "text/event-stream"
@@ -110,33 +110,30 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._generation:
-            await until_disconnect(receive, self._pump(scope, receive, send))
+            await until_disconnect(receive, self._pump(send))
 
-    async def _pump(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pump(self, send: Send) -> None:
         started = False
+
+        async def emit(chunk: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+
         try:
             async with aclosing(self._source) as source:
                 async for chunk in source:
                     if not started:
                         started = True
+                        status, headers = self.status_code, self.raw_headers
                         await send(
-                            {
-                                "type": "http.response.start",
-                                "status": self.status_code,
-                                "headers": self.raw_headers,
-                            }
+                            {"type": "http.response.start", "status": status, "headers": headers}
                         )
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TarragonError as error:
+                    await emit(chunk)
+        except Exception as error:
             if not started:
-                await error_response(explain(error))(scope, receive, send)
-                return
-            _log.warning("%s ended early: %s", self._generation.id, error)
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": event(explain(error).body),
-                    "more_body": True,
-                }
-            )
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise
+            if isinstance(error, TarragonError):
+                _log.warning("%s ended early: %s", self._generation.id, error)
+            else:
+                _log.exception("%s failed", self._generation.id)
+            await emit(event(explain(error).body))
+        await emit(b"", more=False)

@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 
 # Enough of a prompt's end for the decoder to know whether a word or a character goes on.
 _PRIMING = 64
-# A UTF-8 character has at most four bytes, so at most three tokens come before its last one.
-_CHARACTER = 4
+# A UTF-8 character has at most four bytes: at most three tokens come before its last one.
+_UNFINISHED = 3
 BROKEN = "\ufffd"
 
 
@@ -104,7 +104,7 @@ class TextCodec:
         text = self.decode([token])
         if not text.endswith(BROKEN):
             return text
-        context = list(before[-_CHARACTER:])
+        context = list(before[-_UNFINISHED:])
         for start in range(len(context) - 1, -1, -1):
             whole = self.decode([*context[start:], token])
             if not whole.endswith(BROKEN):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from tarragon_hpc.errors import ConfigError, ModelError
 from tarragon_hpc.gateway.front import KeyRing
+from tarragon_hpc.gateway.output import SequenceOutput
 from tarragon_hpc.gateway.server import listen
 
 TALK = {"messages": [{"role": "user", "content": "hi"}]}
@@ -175,15 +177,29 @@ def test_request_ids_are_kept_and_unfit_ones_replaced(http, caplog):
     assert len(odd.headers["x-request-id"]) == 32
 
 
-def test_a_bug_is_a_500_without_its_story(http, gateway, caplog):
-    gateway.worker.react = lambda message: None
-    original, gateway.sessions.open = gateway.sessions.open, None
-    try:
-        error = error_of(http.post(ROUTES[0], json={"prompt": "x"}), 500, type="server_error")
-    finally:
-        gateway.sessions.open = original
+def test_a_bug_is_a_500_without_its_story(http, gateway, caplog, monkeypatch):
+    monkeypatch.setattr(gateway.sessions, "open", None)
+    error = error_of(http.post(ROUTES[0], json={"prompt": "x"}), 500, type="server_error")
     assert "NoneType" not in error["message"]
     assert "NoneType" in caplog.text
+
+
+def test_a_bug_in_the_middle_of_a_stream_is_its_last_event(http, gateway, caplog, monkeypatch):
+    count = itertools.count()
+
+    def push(output, delta):
+        if next(count) == 2:
+            raise ZeroDivisionError("secret")
+        return original(output, delta)
+
+    original = SequenceOutput.push
+    monkeypatch.setattr(SequenceOutput, "push", push)
+    text = http.post(ROUTES[0], json={"prompt": "x", "stream": True}).text
+    *chunks, last = [json.loads(part.removeprefix("data: ")) for part in text.split("\n\n")[:-1]]
+    assert len(chunks) == 2
+    assert last["error"]["type"] == "server_error"
+    assert "secret" not in text
+    assert "secret" in caplog.text
 
 
 def test_metrics(http, gateway):
