@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from tarragon_hpc.attention.remote_experts import check_coverage, remote_experts
 from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
+from tarragon_hpc.attention.step import Step
 from tarragon_hpc.attention.validate import Limits, check_request
 from tarragon_hpc.errors import ClusterError, RequestError
 
@@ -41,15 +42,6 @@ if TYPE_CHECKING:
     from tarragon_hpc.wire.common import SamplingSpec, TokenDelta
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step brought: tokens, or the sequences that were lost with it, and why."""
-
-    tokens: list[TokenDelta] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -145,7 +137,7 @@ class Engine:
         loss = self._calls.take_loss()
         if loss is not None:
             self._lost_steps += 1
-            return Step(failed=self._discard(outputs), reason=str(loss))
+            return Step(failed=self._discard(outputs), loss=loss)
         return Step([self._delta(output) for output in outputs])
 
     def stats(self) -> dict[str, float]:

@@ -42,7 +42,7 @@ def test_a_lost_step_fails_its_sequences_and_only_those(call, mixtral):
     step = engine.step()
     assert step.tokens == []
     assert step.failed == [str(i) for i in range(16)]
-    assert step.reason == "ew1 lost: killed by the test"
+    assert str(step.loss) == "ew1 lost: killed by the test"
     assert len(experts.calls) - calls <= 1, "the other layers need not have tried"
     experts.fail = None
     outputs = mixtral.finish()

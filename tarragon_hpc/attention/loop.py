@@ -1,0 +1,170 @@
+"""What an AW does from Ready to its end: messages in, steps, messages out. One thread."""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+from tarragon_hpc.datapath.ert import ERT
+from tarragon_hpc.errors import RequestError
+from tarragon_hpc.wire.to_head import Failed, Refused, Suspect, TableApplied, Tokens
+from tarragon_hpc.wire.to_worker import (
+    Abort,
+    Drain,
+    Fence,
+    Shutdown,
+    Submit,
+    Table,
+    ToWorker,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from tarragon_hpc.attention.step import Step
+    from tarragon_hpc.datapath.stats import RefeStats
+    from tarragon_hpc.errors import TransportError
+    from tarragon_hpc.ids import Incarnation
+    from tarragon_hpc.wire.common import Message, Peer, SamplingSpec
+
+_STATS_EVERY_S = 0.05
+
+
+class Sequences(Protocol):
+    """The engine, as the loop sees it (`engine.Engine`)."""
+
+    @property
+    def has_work(self) -> bool: ...
+    def add(self, request: str, prompt: Sequence[int], sampling: SamplingSpec) -> None: ...
+    def abort(self, requests: Iterable[str]) -> None: ...
+    def step(self) -> Step: ...
+    def stats(self) -> dict[str, float]: ...
+
+
+class Routes(Protocol):
+    """The REFE, as the loop sees it (`datapath.refe.Refe`)."""
+
+    stats: RefeStats
+
+    @property
+    def epoch(self) -> int: ...
+    def apply_table(self, ert: ERT, peers: Mapping[str, Peer]) -> dict[str, str]: ...
+    def down(self) -> dict[str, str]: ...
+
+
+class ServingLoop:
+    """Serves until it is told to leave. `publish` gets a fresh dict of numbers now and then."""
+
+    def __init__(
+        self,
+        who: Incarnation,
+        engine: Sequences,
+        refe: Routes,
+        inbox: queue.SimpleQueue[ToWorker],
+        send: Callable[[Message], None],
+        publish: Callable[[dict[str, float]], None],
+    ) -> None:
+        self._who = who
+        self._engine = engine
+        self._refe = refe
+        self._inbox = inbox
+        self._send = send
+        self._publish = publish
+        self._peers: dict[str, Peer] = {}
+        self._suspected: set[tuple[str, int]] = set()
+        self._draining: str | None = None
+        self._leaving: str | None = None
+        self._measured = 0.0
+
+    def run(self) -> str:
+        """Serve; returns why it ended. With Drain, what runs is finished first."""
+        while self._leaving is None:
+            idle = not self._engine.has_work
+            if idle and self._draining is not None:
+                return self._draining
+            self._measure(due=idle)
+            for message in self._messages(wait=idle):
+                self._handle(message)
+            if self._leaving is None and self._engine.has_work:
+                self._step()
+        return self._leaving
+
+    def _messages(self, *, wait: bool) -> list[ToWorker]:
+        """All that has come; with `wait`, sleeps until something has."""
+        messages = [self._inbox.get()] if wait else []
+        try:
+            while True:
+                messages.append(self._inbox.get_nowait())
+        except queue.Empty:
+            return messages
+
+    def _handle(self, message: ToWorker) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Abort():
+                self._engine.abort(message.requests)
+            case Table():
+                self._apply(message)
+            case Drain():
+                self._draining = self._draining or message.reason
+            case Shutdown():
+                self._leaving = message.reason
+            case Welcome() | Fence():  # heard before the loop began; heard by the link
+                pass
+            case _:
+                assert_never(message)
+
+    def _submit(self, message: Submit) -> None:
+        request = message.request
+        if self._draining is not None:
+            self._fail([request], f"{self._who.worker} takes no more requests: {self._draining}")
+        elif not self._refe.epoch:
+            self._fail([request], f"{self._who.worker} has no routing table yet")
+        else:
+            try:
+                self._engine.add(request, message.prompt, message.sampling)
+            except RequestError as error:
+                self._send(Refused(*self._who, request, str(error), error.param))
+
+    def _apply(self, table: Table) -> None:
+        self._peers = {peer.worker: peer for peer in table.peers}
+        ert = ERT.of(table.epoch, table.candidates)
+        for worker, reason in self._refe.apply_table(ert, self._peers).items():
+            self._suspect(worker, reason)
+        self._send(TableApplied(*self._who, table.epoch))
+
+    def _step(self) -> None:
+        step = self._engine.step()
+        if step.tokens:
+            self._send(Tokens(*self._who, step.tokens))
+        if step.loss is not None:
+            self._fail(step.failed, str(step.loss))
+            self._report(step.loss)
+
+    def _fail(self, requests: list[str], reason: str) -> None:
+        if requests:
+            self._send(Failed(*self._who, requests, reason))
+
+    def _report(self, loss: TransportError) -> None:
+        peer = getattr(loss, "peer", None)
+        if peer is not None:
+            self._suspect(peer, str(loss))
+        for worker, reason in self._refe.down().items():
+            self._suspect(worker, reason)
+
+    def _suspect(self, worker: str, reason: str) -> None:
+        """Tell the head, once per incarnation."""
+        peer = self._peers.get(worker)
+        if peer is None or (worker, peer.incarnation) in self._suspected:
+            return
+        self._suspected.add((worker, peer.incarnation))
+        self._send(Suspect(*self._who, worker, peer.incarnation, reason))
+
+    def _measure(self, *, due: bool) -> None:
+        now = time.monotonic()
+        if due or now - self._measured > _STATS_EVERY_S:
+            self._measured = now
+            self._publish(self._engine.stats() | self._refe.stats.snapshot())

@@ -1,0 +1,42 @@
+"""What other threads and signals leave for the AW's main thread."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+
+from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
+
+
+class Interrupted(BaseException):
+    """The start was ended by a wish to leave; not an Exception, so that nobody else handles it."""
+
+
+class Mailbox:
+    """Messages for the main thread, which reads them between steps.
+
+    While `starting`, the main thread builds the engine, for seconds or minutes: a wish to leave
+    then raises Interrupted there instead of waiting.
+    """
+
+    def __init__(self) -> None:
+        self.messages: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self.starting = True
+
+    def put(self, message: ToWorker) -> None:
+        """In the control thread."""
+        self.messages.put(message)
+        if self.starting and isinstance(message, Drain | Shutdown):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def on_sigterm(self, *_: object) -> None:
+        """In the main thread, between any two of its instructions: SimpleQueue allows for that."""
+        self.messages.put(Drain("SIGTERM"))
+        if self.starting:
+            raise Interrupted
+
+    def wait_for_welcome(self) -> None:
+        """Until the head has let this worker in. A worker gets nothing else before."""
+        while not isinstance(self.messages.get(), Welcome):
+            pass

@@ -1,0 +1,134 @@
+"""An AW's process: the engine in the main thread, the control link in a thread of its own.
+
+Register → Welcome → build the engine → Ready → (Table → TableApplied) → serve
+Drain, SIGTERM: finish what runs, then Stopping, exit 0.    Shutdown: Stopping, exit 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tarragon_hpc.attention.loop import ServingLoop
+from tarragon_hpc.attention.mailbox import Interrupted, Mailbox
+from tarragon_hpc.attention.preload import preload
+from tarragon_hpc.datapath.refe import Refe
+from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.models.describe import describe
+from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.wire.link import WorkerLink
+from tarragon_hpc.wire.to_head import Ready, Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tarragon_hpc.attention.engine import Engine
+    from tarragon_hpc.models.spec import ModelSpec
+    from tarragon_hpc.wire.link import WorkerContext
+
+log = logging.getLogger(__name__)
+
+
+class _Gauges:
+    """The newest numbers for heartbeats. Any thread."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+
+    def read(self) -> dict[str, float]:
+        return self.latest
+
+    def publish(self, numbers: dict[str, float]) -> None:
+        self.latest = numbers
+
+
+def main(context: WorkerContext) -> int:
+    """Run one AW to its end; returns the exit status. Called in the process's main thread.
+
+    Raises ConfigError, ModelError or ClusterError if it cannot be built.
+    """
+    who = Incarnation(context.worker, context.incarnation)
+    mailbox, gauges = Mailbox(), _Gauges()
+    link = WorkerLink(context, {}, mailbox.put, gauges.read)
+    signal.signal(signal.SIGTERM, mailbox.on_sigterm)
+    link.start()
+    with contextlib.ExitStack() as closing:
+        closing.callback(link.close)
+        try:
+            started = time.monotonic()
+            preload()
+            mailbox.wait_for_welcome()
+            spec = describe(context.config.model.path, context.config.model.dtype)
+            refe = closing.enter_context(_forwarding(context, spec))
+            engine = _build(context, spec, refe)
+            mailbox.starting = False
+        except Interrupted:
+            mailbox.starting = False
+            reason = "told to leave during the start"
+        else:
+            seconds = time.monotonic() - started
+            link.send(Ready(*who, _detail(spec, engine, seconds)))
+            loop = ServingLoop(who, engine, refe, mailbox.messages, link.send, gauges.publish)
+            reason = loop.run()
+            engine.close()
+        log.info("leaving: %s", reason)
+        link.send(Stopping(*who, reason))
+    return 0
+
+
+@contextlib.contextmanager
+def _forwarding(context: WorkerContext, spec: ModelSpec) -> Iterator[Refe]:
+    """The REFE, without any EW yet."""
+    config = context.config
+    bell = ShmDoorbell(config.transport.spin_us)
+    refe = Refe(
+        worker=context.worker,
+        incarnation=context.incarnation,
+        connector=ShmConnector(context.worker, context.incarnation, context.secret, bell),
+        bell=bell,
+        experts=spec.experts,
+        top_k=spec.top_k,
+        hidden=spec.shape.hidden,
+        dtype=spec.dtype,
+        slots=config.transport.slots,
+        slot_rows=config.transport.slot_rows,
+        reply_timeout_s=config.detection.reply_timeout_ms / 1000,
+    )
+    try:
+        yield refe
+    finally:
+        refe.close()
+        bell.close()
+
+
+def _build(context: WorkerContext, spec: ModelSpec, refe: Refe) -> Engine:
+    """The engine; imports vLLM, which `preload` has prepared.
+
+    Its rendezvous file goes where the head cleans up: vLLM leaves it behind when it is killed.
+    """
+    from tarragon_hpc.attention.engine import Engine
+
+    elsewhere, tempfile.tempdir = tempfile.tempdir, str(context.runtime_dir)
+    try:
+        return Engine(context.config, spec, refe, context.cpus)
+    finally:
+        tempfile.tempdir = elsewhere
+
+
+def _detail(
+    spec: ModelSpec, engine: Engine, seconds: float
+) -> dict[str, str | int | float | list[int]]:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "model": spec.path,
+        "dtype": spec.dtype,
+        "kv_blocks": engine.kv_blocks,
+        "load_s": round(seconds, 3),
+        "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+    }

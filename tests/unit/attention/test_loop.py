@@ -1,0 +1,204 @@
+"""The AW's loop between a scripted engine, a scripted REFE and the head's messages."""
+
+import queue
+
+import pytest
+
+from tarragon_hpc.attention.loop import ServingLoop
+from tarragon_hpc.attention.step import Step
+from tarragon_hpc.datapath.stats import RefeStats
+from tarragon_hpc.errors import DeadlineExceeded, ExpertUnavailable, PeerLost, RequestError
+from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.wire import to_head, to_worker
+from tarragon_hpc.wire.common import Peer, SamplingSpec, TokenDelta
+
+WHO = Incarnation("aw0", 2)
+SAMPLING = SamplingSpec(max_tokens=2)
+
+
+class ScriptedEngine:
+    """Every sequence has two tokens, one a step; `losses` are raised by the next steps."""
+
+    def __init__(self):
+        self.left = {}
+        self.losses = []
+        self.aborted = []
+
+    @property
+    def has_work(self):
+        return bool(self.left)
+
+    def add(self, request, prompt, sampling):
+        if not prompt:
+            raise RequestError("prompt: must have at least one token", param="prompt")
+        self.left[request] = 2
+
+    def abort(self, requests):
+        self.aborted += requests
+        for request in requests:
+            self.left.pop(request, None)
+
+    def step(self):
+        if self.losses:
+            failed, self.left = list(self.left), {}
+            return Step(failed=failed, loss=self.losses.pop(0))
+        tokens = [TokenDelta(request, 2 - n, [n]) for request, n in self.left.items()]
+        self.left = {request: n - 1 for request, n in self.left.items() if n > 1}
+        return Step(tokens)
+
+    def stats(self):
+        return {"running": len(self.left)}
+
+
+class ScriptedRefe:
+    def __init__(self, down=None):
+        self.epoch = 0
+        self.stats = RefeStats(rows=7)
+        self.unreachable = down or {}
+
+    def apply_table(self, ert, peers):
+        self.epoch, self.peers = ert.epoch, peers
+        return self.unreachable
+
+    def down(self):
+        return self.unreachable
+
+
+class Aw:
+    """A loop, and what is left of it in the end."""
+
+    def __init__(self, down=None):
+        self.engine, self.refe = ScriptedEngine(), ScriptedRefe(down)
+        self.inbox = queue.SimpleQueue()
+        self.sent, self.numbers = [], []
+        self.loop = ServingLoop(
+            WHO, self.engine, self.refe, self.inbox, self.sent.append, self.numbers.append
+        )
+
+    def run(self, *messages):
+        for message in messages:
+            self.inbox.put(message)
+        return self.loop.run()
+
+    def of(self, kind):
+        return [message for message in self.sent if isinstance(message, kind)]
+
+
+def table(epoch=1):
+    peers = [Peer("ew0", 5, {"kind": "shm"}), Peer("ew1", 6, {"kind": "shm"})]
+    return to_worker.Table(epoch, [["ew0"], ["ew1"]], peers)
+
+
+def submit(request="r", prompt=(1, 2)):
+    return to_worker.Submit(request, list(prompt), SAMPLING)
+
+
+DRAIN, SHUTDOWN = to_worker.Drain("the run ends"), to_worker.Shutdown("now")
+
+
+def test_a_table_is_applied_and_confirmed():
+    aw = Aw()
+    assert aw.run(table(4), SHUTDOWN) == "now"
+    assert aw.sent == [to_head.TableApplied("aw0", 2, 4)]
+    assert aw.refe.epoch == 4
+    assert set(aw.refe.peers) == {"ew0", "ew1"}
+
+
+def test_every_step_is_one_message_and_drain_finishes_what_runs():
+    aw = Aw()
+    assert aw.run(table(), submit("a"), submit("b"), DRAIN) == "the run ends"
+    first, second = aw.of(to_head.Tokens)
+    assert [(d.request, d.index) for d in first.items] == [("a", 0), ("b", 0)]
+    assert [(d.request, d.index) for d in second.items] == [("a", 1), ("b", 1)]
+    assert (first.worker, first.incarnation) == WHO
+
+
+def test_what_comes_while_draining_fails_with_the_reason():
+    aw = Aw()
+    aw.run(table(), submit("a"), DRAIN, submit("late"))
+    (failed,) = aw.of(to_head.Failed)
+    assert failed.requests == ["late"]
+    assert "the run ends" in failed.reason
+    assert len(aw.of(to_head.Tokens)) == 2
+
+
+def test_shutdown_drops_what_runs():
+    aw = Aw()
+    assert aw.run(table(), submit(), SHUTDOWN) == "now"
+    assert aw.of(to_head.Tokens) == []
+
+
+def test_a_request_that_cannot_run_is_refused_with_its_field():
+    aw = Aw()
+    aw.run(table(), submit("bad", ()), DRAIN)
+    problem = "prompt: must have at least one token"
+    assert aw.of(to_head.Refused) == [to_head.Refused("aw0", 2, "bad", problem, "prompt")]
+
+
+def test_a_request_before_the_first_table_fails_at_once():
+    aw = Aw()
+    aw.run(submit("early"), DRAIN)
+    assert aw.sent == [to_head.Failed("aw0", 2, ["early"], "aw0 has no routing table yet")]
+
+
+def test_an_aborted_sequence_says_nothing_more():
+    aw = Aw()
+    aw.run(table(), submit("a"), submit("b"), to_worker.Abort(["a", "unknown"]), DRAIN)
+    assert {d.request for m in aw.of(to_head.Tokens) for d in m.items} == {"b"}
+    assert aw.engine.aborted == ["a", "unknown"]
+
+
+@pytest.mark.parametrize("error", [PeerLost("ew1", "killed"), DeadlineExceeded("ew1", 10.0)])
+def test_a_lost_step_is_reported_with_the_peer_at_fault(error):
+    aw = Aw()
+    aw.engine.losses = [error]
+    aw.run(table(), submit("a"), submit("b"), DRAIN)
+    assert aw.of(to_head.Failed) == [to_head.Failed("aw0", 2, ["a", "b"], str(error))]
+    assert aw.of(to_head.Suspect) == [to_head.Suspect("aw0", 2, "ew1", 6, str(error))]
+    assert aw.of(to_head.Tokens) == []
+
+
+def test_a_peer_is_suspected_once_per_incarnation():
+    aw = Aw(down={"ew0": "connection reset"})
+    newer = to_worker.Table(3, [["ew0"], ["ew0"]], [Peer("ew0", 6, {})])
+    aw.run(table(1), table(2), newer, SHUTDOWN)
+    assert aw.of(to_head.Suspect) == [
+        to_head.Suspect("aw0", 2, "ew0", 5, "connection reset"),
+        to_head.Suspect("aw0", 2, "ew0", 6, "connection reset"),
+    ]
+    assert [t.epoch for t in aw.of(to_head.TableApplied)] == [1, 2, 3]
+
+
+def test_an_expert_nobody_holds_is_nobodys_fault():
+    aw = Aw()
+    aw.engine.losses = [ExpertUnavailable((3,), "no worker holds it")]
+    aw.run(table(), submit(), DRAIN)
+    assert len(aw.of(to_head.Failed)) == 1
+    assert aw.of(to_head.Suspect) == []
+
+
+def test_the_engine_goes_on_after_a_lost_step():
+    aw = Aw()
+    aw.engine.losses = [PeerLost("ew1", "killed")]
+    aw.engine.step = feed(aw, aw.engine.step, [submit("b"), DRAIN])
+    aw.run(table(), submit("a"))
+    assert [m.requests for m in aw.of(to_head.Failed)] == [["a"]]
+    assert {d.request for m in aw.of(to_head.Tokens) for d in m.items} == {"b"}
+
+
+def feed(aw, step, messages):
+    """Messages that arrive during the next step."""
+
+    def wrapped():
+        while messages:
+            aw.inbox.put(messages.pop(0))
+        return step()
+
+    return wrapped
+
+
+def test_numbers_are_published_when_idle():
+    aw = Aw()
+    aw.run(table(), DRAIN)
+    assert aw.numbers[-1]["running"] == 0
+    assert aw.numbers[-1]["refe_rows"] == 7
