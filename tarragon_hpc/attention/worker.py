@@ -62,9 +62,9 @@ def main(context: WorkerContext) -> int:
         closing.callback(link.close)
         try:
             started = time.monotonic()
+            spec = describe(context.config.model.path, context.config.model.dtype)
             preload()
             mailbox.wait_for_welcome()
-            spec = describe(context.config.model.path, context.config.model.dtype)
             refe = closing.enter_context(_forwarding(context, spec))
             engine = _build(context, spec, refe)
             mailbox.starting = False
