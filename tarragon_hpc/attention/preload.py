@@ -20,6 +20,16 @@ _ENVIRONMENT = {
 _UNWANTED = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_PLUGINS")
 
 
+# What vLLM imports while it builds an engine.
+_LATER = (
+    "vllm.renderers.hf",
+    "vllm.tokenizers.hf",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.sample.sampler",
+)
+_WORKER = {True: "vllm.v1.worker.cpu_worker", False: "vllm.v1.worker.gpu_worker"}
+
+
 def preload() -> None:
     """Set what vLLM reads from the environment, then import it and what it imports later on.
 
@@ -30,17 +40,20 @@ def preload() -> None:
         os.environ.pop(name, None)
     logging.getLogger("vllm").setLevel(logging.ERROR)
     importlib.import_module("tarragon_hpc.attention.engine")
-    _compile_nothing_on_cpus()
+    for name in _LATER:
+        importlib.import_module(name)
+    on_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+    importlib.import_module(_WORKER[on_cpu])
+    if on_cpu:
+        _compile_nothing()
 
 
-def _compile_nothing_on_cpus() -> None:
+def _compile_nothing() -> None:
     """vLLM compiles a few helpers when they are first called, enforce_eager or not.
 
     On a CPU that means a C++ compiler and half a minute in which the first request with
     log probabilities, or the first of all for DeepSeek models, holds up every other.
     """
     import torch
-    from vllm.platforms import current_platform
 
-    if current_platform.is_cpu():
-        torch._dynamo.config.disable = True
+    torch._dynamo.config.disable = True
