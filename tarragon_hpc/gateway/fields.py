@@ -93,28 +93,38 @@ def read_request(model: type[R], body: Any) -> R:
     """
     if not isinstance(body, dict):
         raise RequestError(f"the body must be a JSON object, not {_kind(body)}")
-    present = {name: value for name, value in body.items() if value is not None}
-    known = {}
-    for name, value in present.items():
-        if name in model.model_fields:
-            known[name] = value
-        elif name in UNSUPPORTED:
-            if value not in UNSUPPORTED[name]:
-                raise _refusal(name, value)
-        elif name not in IGNORED:
-            raise _unknown(name, model)
-    if isinstance(known.get("messages"), list):
-        known["messages"] = [_plain_message(i, m) for i, m in enumerate(known["messages"])]
     try:
-        return model.model_validate(known)
+        return model.model_validate(_known_fields(model, body))
     except ValidationError as error:
         raise _explain(error.errors(include_url=False)[0]) from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
 
 
 def shown(value: Any) -> str:
     """A JSON value as a message quotes it: short, on one line."""
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (RecursionError, ValueError):
+        return "a value nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _known_fields(model: type[GenerationRequest], body: dict[str, Any]) -> dict[str, Any]:
+    """The fields that the model has and that are not null; raises about those that it has not."""
+    known = {}
+    for name, value in body.items():
+        if value is None or name in IGNORED:
+            continue
+        if name in model.model_fields:
+            known[name] = value
+        elif name not in UNSUPPORTED:
+            raise _unknown(name, model)
+        elif value not in UNSUPPORTED[name]:
+            raise _refusal(name, value)
+    if isinstance(known.get("messages"), list):
+        known["messages"] = [_plain_message(i, m) for i, m in enumerate(known["messages"])]
+    return known
 
 
 def _plain_message(position: int, message: Any) -> Any:

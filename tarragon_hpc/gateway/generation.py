@@ -63,6 +63,7 @@ class Generation:
     ) -> None:
         if request.stop and service.codec is None:
             raise RequestError("stop: needs a tokenizer, and the model has none", param="stop")
+        service.sessions.check_count(len(prompts) * request.n)
         for prompt in prompts:
             check_prompt(prompt, service.limits, param)
         work = [

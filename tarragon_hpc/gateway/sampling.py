@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tarragon_hpc.errors import ModelError, RequestError
+from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
 from tarragon_hpc.gateway.text import read_json
 from tarragon_hpc.wire.common import SamplingSpec
@@ -77,7 +78,7 @@ def check_prompt(prompt: Sequence[int], limits: Limits, param: str) -> None:
     wrong = next((t for t in (min(prompt), max(prompt)) if not 0 <= t < limits.vocab), None)
     if wrong is not None:
         raise RequestError(
-            f"{param}: token id {wrong} is not in the vocabulary (0 to {limits.vocab - 1})",
+            f"{param}: token id {shown(wrong)} is not in the vocabulary (0 to {limits.vocab - 1})",
             param=param,
         )
 
@@ -96,14 +97,15 @@ def sampling_specs(
     for i, token in enumerate(request.stop_token_ids):
         if token >= limits.vocab:
             raise RequestError(
-                f"stop_token_ids[{i}]: {token} is not in the vocabulary (0 to {limits.vocab - 1})",
+                f"stop_token_ids[{i}]: token id {shown(token)} is not in the vocabulary"
+                f" (0 to {limits.vocab - 1})",
                 param="stop_token_ids",
             )
     max_tokens = _max_tokens(request, prompt_tokens, limits, defaults)
     if request.min_tokens > max_tokens:
         raise RequestError(
             f"min_tokens: must be at most {max_tokens}, the tokens that may be generated"
-            f" (got {request.min_tokens})",
+            f" (got {shown(request.min_tokens)})",
             param="min_tokens",
         )
     if isinstance(request, ChatRequest):
@@ -140,7 +142,7 @@ def _max_tokens(
         param, asked = "max_completion_tokens", request.max_completion_tokens
     if asked is not None and asked > limits.max_len:
         raise RequestError(
-            f"{param}: must be at most {limits.max_len}, the model's context (got {asked})",
+            f"{param}: must be at most {limits.max_len}, the model's context (got {shown(asked)})",
             param=param,
         )
     room = limits.max_len - prompt_tokens

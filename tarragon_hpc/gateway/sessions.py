@@ -65,20 +65,23 @@ class Sessions:
             return self._reason
         return None if self._running else "no attention worker is serving"
 
+    def check_count(self, count: int) -> None:
+        """Raises RequestError if so many sequences could never be open at once."""
+        if count > self.max_requests:
+            raise RequestError(
+                f"n: at most {self.max_requests} sequences (prompts × n) may be in one request",
+                param="n",
+            )
+
     def open(self, work: Sequence[tuple[list[int], SamplingSpec]]) -> Handle:
         """Start sequences of (prompt token ids, sampling), all of them or none.
 
-        Raises Unavailable, Overloaded (`max_requests` sequences are open), and RequestError if
-        there are more than could ever be open at once. The ids must have been validated.
+        Raises Unavailable, Overloaded (`max_requests` sequences are open), and what `check_count`
+        raises. The ids must have been validated.
         """
         if (why := self.unavailable()) is not None:
             raise Unavailable(why)
-        if len(work) > self.max_requests:
-            raise RequestError(
-                f"{len(work)} sequences (prompts × n) in one request; at most"
-                f" {self.max_requests} are allowed",
-                param="n",
-            )
+        self.check_count(len(work))
         if len(self._open) + len(work) > self.max_requests:
             raise Overloaded(
                 f"{len(self._open)} sequences are open and at most {self.max_requests} may be;"

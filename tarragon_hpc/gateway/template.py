@@ -93,7 +93,7 @@ class ChatTemplate:
             ]
         try:
             return self._template.render(
-                **self._tokens
+                self._tokens
                 | extra
                 | {
                     "messages": messages,

@@ -220,7 +220,13 @@ def gateway(_gateway):
     _gateway.wait_until(lambda: _gateway.sessions.stats().open == 0)
 
 
-@pytest.fixture
-def http(gateway):
-    with httpx.Client(base_url=gateway.url, timeout=10) as client:
+@pytest.fixture(scope="session")
+def _client(_gateway):
+    with httpx.Client(base_url=_gateway.url, timeout=10) as client:
         yield client
+
+
+@pytest.fixture
+def http(gateway, _client):
+    """A client of the running gateway; making one takes longer than most tests."""
+    return _client

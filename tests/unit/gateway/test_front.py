@@ -43,6 +43,32 @@ def test_bodies_that_are_no_request(http, route, body):
     error_of(response, 400, type="invalid_request_error", param=None)
 
 
+@pytest.mark.parametrize("depth", [100, 500, *range(900, 1000, 20), 2000])
+def test_nesting_is_refused_at_every_depth(http, depth):
+    """Python's limit on recursion is met in a different place at each."""
+    for value in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        for field in ("prompt", "stop", "tools", "nonsense"):
+            body = f'{{"prompt": "x", "{field}": {value}}}'
+            response = http.post(ROUTES[0], content=body)
+            assert len(error_of(response, 400)["message"]) < 500
+        body = f'{{"messages": [{{"role": "user", "content": {value}}}]}}'
+        error_of(http.post(ROUTES[1], content=body), 400)
+
+
+def test_numbers_of_any_length_are_refused(http):
+    for digits in (20, 400, 4299, 4301, 50_000):
+        number = "9" * digits
+        for field in ("n", "max_tokens", "min_tokens", "seed", "top_k", "temperature", "prompt"):
+            body = f'{{"prompt": [5], "{field}": {number}}}'
+            assert len(error_of(http.post(ROUTES[0], content=body), 400)["message"]) < 500
+        for body in (
+            f'{{"prompt": [{number}]}}',
+            f'{{"prompt": [5], "stop_token_ids": [{number}]}}',
+        ):
+            error = error_of(http.post(ROUTES[0], content=body), 400)
+            assert len(error["message"]) < 500
+
+
 def test_a_form_is_not_json(http):
     error = error_of(http.post(ROUTES[0], data={"prompt": "x"}), 400)
     assert "content-type: must be application/json" in error["message"]
@@ -67,6 +93,8 @@ def test_a_form_is_not_json(http):
         ("/v1/completions", {"prompt": "x", "max_tokens": 10**9}, 400, "max_tokens"),
         ("/v1/completions", {"prompt": "x", "n": 17}, 400, "n"),
         ("/v1/completions", {"prompt": ["x"] * 9, "n": 2}, 400, "n"),
+        ("/v1/completions", {"prompt": "x", "n": 10**9}, 400, "n"),
+        ("/v1/completions", {"prompt": "x", "n": 10**100}, 400, "n"),
         ("/v1/completions", {"prompt": "x", "logit_bias": {"5": 1}}, 400, "logit_bias"),
         ("/v1/completions", {"prompt": "x", "nonsense": 1}, 400, "nonsense"),
         ("/v1/chat/completions", TALK | {"tools": [{}]}, 400, "tools"),
@@ -166,11 +194,12 @@ def test_garbage_on_the_port_changes_nothing(http, gateway):
     assert http.get("/health").status_code == 200
 
 
-def test_request_ids_are_kept_and_unfit_ones_replaced(http, caplog):
+def test_request_ids_are_kept_and_unfit_ones_replaced(http, gateway, caplog):
     with caplog.at_level(logging.INFO, "tarragon_hpc.gateway"):
         kept = http.post(ROUTES[0], json={"prompt": "x"}, headers={"x-request-id": "my-id 1"})
+        line = "request my-id 1: POST /v1/completions 200"
+        gateway.wait_until(lambda: line in caplog.text)
     assert kept.headers["x-request-id"] == "my-id 1"
-    assert "request my-id 1: POST /v1/completions 200" in caplog.text
     long = http.get("/version", headers={"x-request-id": "x" * 200})
     assert len(long.headers["x-request-id"]) == 32
     odd = http.get("/version", headers={"x-request-id": b"\xe9"})
@@ -203,24 +232,29 @@ def test_a_bug_in_the_middle_of_a_stream_is_its_last_event(http, gateway, caplog
 
 
 def test_metrics(http, gateway):
-    def value(name):
-        (line,) = [x for x in http.get("/metrics").text.splitlines() if x.startswith(name + " ")]
-        return float(line.split()[-1])
+    def value(name, **labels):
+        return gateway.registry.get_sample_value(name, labels) or 0
 
-    answered = 'tarragon_http_requests_total{path="/v1/completions",status="200"}'
-    http.post(ROUTES[0], json={"prompt": "x"})
-    before = value(answered), value("tarragon_generation_tokens_total")
+    def answered():
+        labels = {"path": "/v1/completions", "status": "200"}
+        return value("tarragon_http_requests_total", **labels)
+
+    before = answered(), value("tarragon_generation_tokens_total")
     first = value("tarragon_time_to_first_token_seconds_count")
     http.post(ROUTES[0], json={"prompt": "x", "max_tokens": 5, "n": 2, "ignore_eos": True})
     http.get("/not/a/path/7")
-    assert value(answered) == before[0] + 1
+    gateway.wait_until(lambda: answered() == before[0] + 1)
     assert value("tarragon_generation_tokens_total") == before[1] + 10
     assert value("tarragon_time_to_first_token_seconds_count") == first + 2
-    assert value("tarragon_serving") == 1
-    assert value("tarragon_open_sequences") == 0
-    assert value('tarragon_running_sequences{worker="aw0"}') == 0
-    assert value('tarragon_sequences_total{end="finished"}') > 0
-    assert value('tarragon_http_requests_total{path="other",status="404"}') > 0
+    lines = http.get("/metrics").text.splitlines()
+    assert "tarragon_serving 1.0" in lines
+    assert "tarragon_open_sequences 0.0" in lines
+    assert 'tarragon_running_sequences{worker="aw0"} 0.0' in lines
+    for name in (
+        'tarragon_http_requests_total{path="other",status="404"}',
+        'tarragon_sequences_total{end="finished"}',
+    ):
+        assert any(line.startswith(f"{name} ") for line in lines)
 
 
 def test_draining_finishes_what_runs(gateway, start, model_dir):

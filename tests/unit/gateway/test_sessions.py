@@ -95,7 +95,7 @@ def test_admission_is_all_or_nothing_and_a_slot_is_held_until_the_end_is_read():
         handle = rig.open([1], [2])
         with pytest.raises(Overloaded, match="at most 3"):
             rig.open([1], [2])
-        with pytest.raises(RequestError, match="4 sequences") as error:
+        with pytest.raises(RequestError, match="at most 3 sequences") as error:
             rig.open([1], [2], [3], [4])
         assert error.value.param == "n"
         assert len(rig.submitted()) == 2
