@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from vllm import EngineArgs, LLMEngine
 from vllm.config import CompilationConfig
 from vllm.exceptions import VLLMClientError, VLLMError
@@ -202,8 +203,12 @@ class Engine:
 
 
 def _threads(config: Config, cpus: Sequence[int] | None) -> int:
-    """OpenMP threads of the engine's thread: as configured, else one per CPU of its share."""
-    return config.attention.threads or len(cpus or os.sched_getaffinity(0))
+    """OpenMP threads of the engine: as configured, or one per CPU it is bound to, or a share."""
+    if config.attention.threads is not None:
+        return config.attention.threads
+    if cpus is not None:
+        return len(cpus)
+    return max(1, len(os.sched_getaffinity(0)) // config.attention.workers)
 
 
 def _load_model_class(architecture: str) -> None:
@@ -238,4 +243,8 @@ def _real_rows(padded: int) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """What it says, without the repr of all settings that pydantic adds."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        text = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+    return " ".join(text.split())

@@ -22,6 +22,7 @@ KV_CACHE = 64 << 20
 MAX_LEN = 512
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tarragon_hpc.errors import RequestError
 
@@ -101,6 +103,34 @@ def test_what_only_vllm_can_tell_is_refused_as_well(mixtral, monkeypatch):
     monkeypatch.setattr("tarragon_hpc.attention.engine.check_request", lambda *_: None)
     with pytest.raises(RequestError, match="top_p"):
         mixtral.add(case(prompt(1, 5), top_p=7.0, temperature=1.0))
+
+
+BOUNDARIES = {
+    "max_tokens": st.sampled_from([1, 2, 10**12]),
+    "min_tokens": st.sampled_from([0, 1]),
+    "temperature": st.sampled_from([0, 1e-9, 0.5, 2]),
+    "top_p": st.sampled_from([1e-9, 0.5, 1]),
+    "top_k": st.sampled_from([-1, 0, 1, 10**6]),
+    "min_p": st.sampled_from([0, 1]),
+    "seed": st.sampled_from([None, -1, 0, -(1 << 63), (1 << 63) - 1]),
+    "presence_penalty": st.sampled_from([-2, 0, 2]),
+    "frequency_penalty": st.sampled_from([-2, 0, 2]),
+    "repetition_penalty": st.sampled_from([1e-6, 1, 1e6]),
+    "ignore_eos": st.booleans(),
+    "stop_token_ids": st.sampled_from([[], [0, 1023]]),
+    "logprobs": st.sampled_from([None, 0, 20]),
+}
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(params=st.fixed_dictionaries(BOUNDARIES))
+def test_the_engine_survives_whatever_passes_validation(params, mixtral):
+    mixtral.add(case([5, 1023], **params))
+    step = mixtral.engine.step()
+    assert len(step.tokens) == 1
+    mixtral.engine.abort(["0"])
 
 
 def test_a_request_that_runs_already_is_refused(mixtral):
