@@ -90,7 +90,7 @@ class Engine:
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
         self._sequences: dict[str, _Sequence] = {}
-        self._steps = self._tokens = self._lost_steps = 0
+        self._steps = self._tokens = self._lost_steps = self._finished = 0
         self._calls.serving = True
 
     def __repr__(self) -> str:
@@ -145,6 +145,7 @@ class Engine:
         """Counters and gauges for `status`; kv_use is a fraction."""
         running, waiting = self._core.scheduler.get_request_counts()
         return {
+            "sequences": self._finished,
             "tokens": self._tokens,
             "steps": self._steps,
             "lost_steps": self._lost_steps,
@@ -164,6 +165,7 @@ class Engine:
         sequence.emitted += len(delta.token_ids)
         self._tokens += len(delta.token_ids)
         if output.finished:
+            self._finished += 1
             del self._sequences[output.request_id]
         return delta
 
