@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from typing_extensions import Buffer
 
+from tarragon_hpc.ops.base import Segment
+
 # datapath_slots.cpp: shared memory, slots, doorbells (the contract is in transport/base.py)
 
 BELL_BYTES: int
@@ -108,3 +110,43 @@ def address_of(buffer: Buffer) -> int:
 
 def dispatch_layout() -> dict[str, tuple[int, ...]]:
     """Size and field offsets of the headers, to compare with wire/dispatch.py."""
+
+# ffn.cpp: the twin is ops/torch_bank.py
+
+class FfnBank:
+    """Experts by (layer, expert) and their FFN on the CPU; see `ops.native_bank`.
+
+    Raises ValueError for an unknown activation, dtype or `isa`.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        ffn: int,
+        activation: str,
+        alpha: float,
+        limit: float,
+        dtype: str,
+        threads: int,
+        isa: str = "auto",
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def add(
+        self,
+        layer: int,
+        expert: int,
+        gate: int,
+        up: int,
+        down: int,
+        gate_bias: int,
+        up_bias: int,
+        down_bias: int,
+    ) -> None:
+        """Addresses of the tensors, which stay where they are; biases (0: none) are copied."""
+    def run(self, layer: int, segments: Sequence[Segment]) -> None:
+        """Run a batch with the GIL released. Raises KeyError for an expert that was not added."""
+
+def ffn_instruction_sets() -> list[str]:
+    """What this machine can run: "avx512", "avx2", "scalar"; the best first."""
