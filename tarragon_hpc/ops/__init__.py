@@ -1,1 +1,1 @@
-"""Arithmetic of the experts: one contract (`base.py`), a native CPU kernel, a torch twin."""
+"""Arithmetic of the experts: one contract (`base.py`), a native CPU kernel, torch, Triton."""
