@@ -30,7 +30,7 @@ class ExpertTensors:
     bfloat16: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: several are made per dispatch, and frozen triples their cost
 class Segment:
     """Rows of one expert that came with one dispatch.
 
