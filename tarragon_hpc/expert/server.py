@@ -212,9 +212,9 @@ class ExpertServer:
             or header.layer not in self._layers
         ):
             return wire.STATUS_BAD_REQUEST
-        experts = self._experts
-        if any(expert not in experts for expert, _, _ in parsed.groups):
-            return wire.STATUS_UNKNOWN_EXPERT
+        for expert, _, _ in parsed.groups:
+            if expert not in self._experts:
+                return wire.STATUS_UNKNOWN_EXPERT
         return wire.STATUS_OK
 
     def _reject(self, channel: ServerChannel, request: Request, problem: str) -> bool:

@@ -1,0 +1,148 @@
+"""The EW process: join the run, load the experts it is given, serve them until told to stop.
+
+The main thread loads and then runs the expert loop; the control link lives in a thread beside it
+and never waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from tarragon_hpc.expert.server import ExpertServer
+from tarragon_hpc.expert.weights import footprint, load_experts, read_ahead
+from tarragon_hpc.models.describe import describe
+from tarragon_hpc.ops.bank import make_bank
+from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+from tarragon_hpc.wire.link import WorkerContext, WorkerLink
+from tarragon_hpc.wire.to_head import Ready, Stopping
+from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from tarragon_hpc.models.spec import ModelSpec
+    from tarragon_hpc.ops.base import ExpertBank
+
+log = logging.getLogger(__name__)
+
+
+class _Orders:
+    """What the head and signals want, handed from the control thread to the main thread."""
+
+    def __init__(self) -> None:
+        self._welcome: queue.SimpleQueue[Welcome | None] = queue.SimpleQueue()
+        self._stop: tuple[str, bool] | None = None
+        self._server: ExpertServer | None = None
+
+    def on_message(self, message: ToWorker) -> None:
+        """In the control thread."""
+        match message:
+            case Welcome():
+                self._welcome.put(message)
+            case Drain():
+                self.stop(message.reason, drain=True)
+            case Shutdown():
+                self.stop(message.reason, drain=False)
+            case _:
+                log.warning("a message that is not for an EW: %s", type(message).__name__)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, wherever it is."""
+        self.stop(signal.Signals(number).name, drain=True)
+
+    def stop(self, reason: str, *, drain: bool) -> None:
+        """From any thread; also before there is a server."""
+        self._stop = (reason, drain)
+        if self._server is not None:
+            self._server.stop(reason, drain=drain)
+        self._welcome.put(None)
+
+    def wait_for_welcome(self) -> Welcome | None:
+        """The experts to serve; None if the worker is to stop before it was given any."""
+        return self._welcome.get()
+
+    def direct(self, server: ExpertServer) -> None:
+        """From now on orders go to this server; what came before counts too."""
+        self._server = server
+        if self._stop is not None:
+            reason, drain = self._stop
+            server.stop(reason, drain=drain)
+
+    def stats(self) -> dict[str, float]:
+        """For heartbeats."""
+        return {} if self._server is None else self._server.stats()
+
+
+def main(context: WorkerContext) -> int:
+    """Run an EW to its end; returns its exit status. Raises ModelError or ConfigError."""
+    config = context.config
+    spec = describe(config.model.path, config.model.dtype)
+    bell = ShmDoorbell(config.transport.spin_us)
+    listener = ShmListener(
+        str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
+    )
+    orders = _Orders()
+    signal.signal(signal.SIGTERM, orders.on_signal)
+    link = WorkerLink(context, listener.address(), orders.on_message, orders.stats)
+    link.start()
+    try:
+        welcome = orders.wait_for_welcome()
+        reason = "told to stop before it was given experts"
+        if welcome is not None:
+            bank, ready = _load(context, spec, welcome)
+            server = ExpertServer(
+                bank, listener, bell, spec, context.incarnation, config.experts.batching
+            )
+            orders.direct(server)
+            link.send(ready)
+            reason = server.serve()
+        log.info("stopping: %s", reason)
+        link.send(Stopping(context.worker, context.incarnation, reason))
+    finally:
+        listener.close()
+        link.close()
+    return 0
+
+
+def _load(context: WorkerContext, spec: ModelSpec, welcome: Welcome) -> tuple[ExpertBank, Ready]:
+    start = time.monotonic()
+    experts = sorted({*(welcome.experts or ()), *(welcome.shadows or ())})
+    tensors = load_experts(spec, experts)
+    read_ahead(tensors)
+    bank = make_bank(
+        spec, tensors, backend=context.config.experts.backend, threads=_threads(context)
+    )
+    seconds = time.monotonic() - start
+    size = footprint(tensors)
+    log.info(
+        "serving experts %s (%d MiB mapped, %d MiB copied) after %.2f s",
+        experts,
+        size.mapped >> 20,
+        size.copied >> 20,
+        seconds,
+    )
+    detail: dict[str, str | int | float | list[int]] = {
+        "experts": sorted(welcome.experts or ()),
+        "shadows": sorted(welcome.shadows or ()),
+        "nbytes": bank.nbytes(),
+        "mapped": size.mapped,
+        "copied": size.copied,
+        "backend": type(bank).__name__,
+        "load_s": round(seconds, 3),
+    }
+    return bank, Ready(context.worker, context.incarnation, detail)
+
+
+def _threads(context: WorkerContext) -> int:
+    """CPU threads: as configured, or one per CPU that this worker is bound to, or a share."""
+    config = context.config
+    if config.experts.threads is not None:
+        return config.experts.threads
+    if context.cpus is not None:
+        return len(context.cpus)
+    return max(1, len(os.sched_getaffinity(0)) // config.experts.workers)
