@@ -127,12 +127,13 @@ class Batcher(Generic[T]):
     @property
     def queued(self) -> int:
         """Requests that have arrived and not been started."""
-        return sum(len(q.items) for q in self._queues.values())
+        # A copy: this and the next may be read while another thread changes the queues.
+        return sum(len(q.items) for q in list(self._queues.values()))
 
     @property
     def window_s(self) -> float:
         """The longest wait that any AW would be granted now."""
-        return max((self._patience(p) for p in self._peers.values()), default=0.0)
+        return max((self._patience(p) for p in list(self._peers.values())), default=0.0)
 
     def join(self, peer: str, incarnation: int) -> bool:
         """An AW connected; False if it is older than the one of that name that is there.

@@ -12,7 +12,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tarragon_hpc.errors import FrameError
-from tarragon_hpc.expert.batching import REASONS, Batcher, Run
+from tarragon_hpc.expert.batching import Batcher, Run
+from tarragon_hpc.expert.counters import Counters
+from tarragon_hpc.expert.offer import Offer
 from tarragon_hpc.ops.base import Segment
 from tarragon_hpc.wire import dispatch as wire
 from tarragon_hpc.wire.parse import ParsedDispatch, address_of, parse_dispatch
@@ -57,11 +59,8 @@ class ExpertServer:
         self._bank = bank
         self._listener = listener
         self._bell = bell
-        self._incarnation = incarnation
-        self._experts = bank.experts()
-        self._layers = frozenset(spec.moe_layers)
-        self._hidden = spec.shape.hidden
-        self._dtype = wire.DTYPES[spec.dtype][0]
+        self._offer = Offer.of(spec, bank.experts(), incarnation)
+        self._counters = Counters()
         self._batcher: Batcher[_Call] = Batcher(
             spec.moe_layers,
             max_window_s=batching.max_window_us * 1e-6,
@@ -71,10 +70,7 @@ class ExpertServer:
         self._channels: list[ServerChannel] = []
         self._stop: str | None = None
         self._drain = False
-        self._requests = self._refused = self._batches = self._pairs = self._calls = 0
-        self._busy_s = self._waited_s = 0.0
         self._last_request = time.monotonic()
-        self._reasons = dict.fromkeys(REASONS, 0)
 
     def __repr__(self) -> str:
         state = "serving" if self._stop is None else f"stopping ({self._stop})"
@@ -115,20 +111,11 @@ class ExpertServer:
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and what is going on now."""
-        counts = {f"batches_{reason}": float(count) for reason, count in self._reasons.items()}
         return {
             "clients": len(self._channels),
-            "requests": self._requests,
-            "refused": self._refused,
             "queued": self._batcher.queued,
-            "batches": self._batches,
-            "rows": self._pairs,
-            "rows_per_batch": self._pairs / max(1, self._batches),
-            "requests_per_batch": self._calls / max(1, self._batches),
-            "busy_s": self._busy_s,
-            "waited_s": self._waited_s,
             "window_us": self._batcher.window_s * 1e6,
-            **counts,
+            **self._counters.stats(),
         }
 
     def _finished(self) -> bool:
@@ -177,17 +164,16 @@ class ExpertServer:
 
     def _take(self, channel: ServerChannel, request: Request) -> bool:
         """Queue or refuse a request; False if its channel is beyond use."""
-        self._requests += 1
+        self._counters.requests += 1
         try:
             parsed = parse_dispatch(request.data, channel.geometry.reply_bytes)
         except FrameError as error:
             return self._reject(channel, request, str(error))
         header = parsed.header
-        status = self._check(channel, parsed)
+        status = self._offer.status(header, parsed.groups, channel.peer_incarnation)
         now = self._last_request = time.monotonic()
         if status != wire.STATUS_OK:
-            self._refused += 1
-            self._answer(channel, request.slot, header, status, wire.HEADER_BYTES, 0)
+            self._refuse(channel, request.slot, header, status)
         elif header.pairs == 0:
             self._answer(channel, request.slot, header, status, parsed.reply_nbytes, 0)
         else:
@@ -202,32 +188,22 @@ class ExpertServer:
             )
         return True
 
-    def _check(self, channel: ServerChannel, parsed: ParsedDispatch) -> int:
-        header = parsed.header
-        if header.incarnation != channel.peer_incarnation:
-            return wire.STATUS_STALE
-        if (
-            header.hidden != self._hidden
-            or header.dtype != self._dtype
-            or header.layer not in self._layers
-        ):
-            return wire.STATUS_BAD_REQUEST
-        for expert, _, _ in parsed.groups:
-            if expert not in self._experts:
-                return wire.STATUS_UNKNOWN_EXPERT
-        return wire.STATUS_OK
-
     def _reject(self, channel: ServerChannel, request: Request, problem: str) -> bool:
         """Refuse a malformed dispatch; False if it cannot even be answered."""
-        self._refused += 1
         log.error("%s.%d: malformed dispatch: %s", channel.peer, channel.peer_incarnation, problem)
         try:
             header = wire.unpack_request_header(request.data)
         except FrameError:
+            self._counters.refused += 1
             return False
-        status = wire.STATUS_BAD_REQUEST
-        self._answer(channel, request.slot, header, status, wire.HEADER_BYTES, 0)
+        self._refuse(channel, request.slot, header, wire.STATUS_BAD_REQUEST)
         return True
+
+    def _refuse(
+        self, channel: ServerChannel, slot: int, header: wire.RequestHeader, status: int
+    ) -> None:
+        self._counters.refused += 1
+        self._answer(channel, slot, header, status, wire.HEADER_BYTES, 0)
 
     def _run(self, run: Run[_Call]) -> None:
         segments = []
@@ -253,12 +229,7 @@ class ExpertServer:
             nbytes = parsed.reply_nbytes if status == wire.STATUS_OK else wire.HEADER_BYTES
             self._answer(channel, slot, parsed.header, status, nbytes, nanoseconds)
         self._batcher.finished(seconds, start + seconds)
-        self._batches += 1
-        self._calls += len(run.items)
-        self._pairs += pairs
-        self._busy_s += seconds
-        self._waited_s += run.waited
-        self._reasons[run.reason] += 1
+        self._counters.ran(len(run.items), pairs, seconds, run.waited, run.reason)
 
     def _answer(
         self,
@@ -269,17 +240,6 @@ class ExpertServer:
         nbytes: int,
         compute_ns: int,
     ) -> None:
-        answer = wire.ReplyHeader(
-            header.dtype,
-            status,
-            self._incarnation,
-            header.epoch,
-            header.sequence,
-            header.layer,
-            header.rows,
-            header.pairs,
-            header.hidden,
-            compute_ns,
-        )
-        channel.reply(slot)[: wire.HEADER_BYTES] = wire.pack_reply_header(answer)
+        answer = self._offer.answer(header, status, compute_ns)
+        channel.reply(slot)[: wire.HEADER_BYTES] = answer
         channel.send(slot, nbytes)
