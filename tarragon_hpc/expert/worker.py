@@ -13,10 +13,11 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.expert.server import ExpertServer
 from tarragon_hpc.expert.weights import footprint, load_experts, read_ahead
 from tarragon_hpc.models.describe import describe
-from tarragon_hpc.ops.bank import make_bank
+from tarragon_hpc.ops.select import make_bank
 from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
@@ -79,7 +80,7 @@ class _Orders:
 
 
 def main(context: WorkerContext) -> int:
-    """Run an EW to its end; returns its exit status. Raises ModelError or ConfigError."""
+    """Run an EW to its end; returns its exit status. Raises UserError or ClusterError."""
     config = context.config
     spec = describe(config.model.path, config.model.dtype)
     bell = ShmDoorbell(config.transport.spin_us)
@@ -112,11 +113,11 @@ def main(context: WorkerContext) -> int:
 def _load(context: WorkerContext, spec: ModelSpec, welcome: Welcome) -> tuple[ExpertBank, Ready]:
     start = time.monotonic()
     experts = sorted({*(welcome.experts or ()), *(welcome.shadows or ())})
+    if not experts:
+        raise ClusterError(f"{context.worker}: the head gave it no experts to serve")
     tensors = load_experts(spec, experts)
     read_ahead(tensors)
-    bank = make_bank(
-        spec, tensors, backend=context.config.experts.backend, threads=_threads(context)
-    )
+    bank = make_bank(context.config.experts.backend, tensors, spec.shape, _threads(context))
     seconds = time.monotonic() - start
     size = footprint(tensors)
     log.info(
@@ -132,7 +133,7 @@ def _load(context: WorkerContext, spec: ModelSpec, welcome: Welcome) -> tuple[Ex
         "nbytes": bank.nbytes(),
         "mapped": size.mapped,
         "copied": size.copied,
-        "backend": type(bank).__name__,
+        "backend": type(bank).__name__.removesuffix("Bank").lower(),
         "load_s": round(seconds, 3),
     }
     return bank, Ready(context.worker, context.incarnation, detail)
