@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tarragon_hpc.cluster.lifeline import die_with
 from tarragon_hpc.cluster.rendezvous import CONFIG, read_head, run_secret
@@ -108,5 +109,17 @@ def _cpu_list(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def leave(status: int) -> NoReturn:
+    """End the process without taking the interpreter apart.
+
+    A role's `main` has closed what matters; dismantling an engine's threads and modules takes
+    seconds and can hang, and nobody is left to see it.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -68,9 +68,8 @@ class Reporter:
                     self._gateway.on_worker_lost(change.worker, change.incarnation, change.reason)
                 case ch.Availability():
                     self._gateway.set_serving(change.serving, change.reason)
-                    what = "admission opened" if change.serving else "admission closed"
-                    self._timeline.record(what, reason=change.reason)
-                    log.info("%s%s", what, f": {change.reason}" if change.reason else "")
+                    if change.serving != ch.availability(before).serving:
+                        self._tell_of_admission(change)
                 case _:
                     assert_never(change)
         if after.phase is RunPhase.RUNNING and before.phase is RunPhase.STARTING:
@@ -78,6 +77,14 @@ class Reporter:
             self._timeline.record("run serving", took_s=took)
             self.serving.set()
         self._measure(before, after, event)
+
+    def _tell_of_admission(self, change: ch.Availability) -> None:
+        if change.serving:
+            self._timeline.record("admission opened")
+            log.info("admission opened")
+        else:
+            self._timeline.record("admission closed", reason=change.reason)
+            log.info("admission closed: %s", change.reason)
 
     def _tell(self, before: State, after: State, event: ev.Event) -> None:
         record = self._timeline.record

@@ -80,7 +80,8 @@ def _worker(worker: Worker, event: ev.AboutWorker) -> Worker | None:
     if isinstance(event, ev.WorkerFenced):
         return replace(worker, fenced=True)
     if worker.phase in GONE:
-        return None
+        # The other half of the same news, exit and end of connection, is not stale.
+        return worker if isinstance(event, ev.WorkerLost) else None
     match event:
         case ev.WorkerRegistered():
             if worker.phase is not Phase.STARTING:

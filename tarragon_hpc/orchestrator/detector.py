@@ -18,7 +18,9 @@ from tarragon_hpc.wire.link import EXIT_BUG, EXIT_FENCED, EXIT_HEAD_LOST
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BEATING = frozenset({Phase.REGISTERED, Phase.LOADING, Phase.READY, Phase.SERVING})
+# Not while it loads: importing an engine can starve the control thread for seconds, and a worker
+# that never gets ready is caught by the start's time limit.
+_BEATING = frozenset({Phase.READY, Phase.SERVING})
 _KNOWN_EXITS = {
     EXIT_BUG: "a bug in its control thread",
     EXIT_HEAD_LOST: "it lost the head",

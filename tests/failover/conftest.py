@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,18 @@ class Service:
     def timeline(self) -> list[dict[str, Any]]:
         text = (self.info.run_dir / "timeline.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def runtime_root(monkeypatch, tmp_path):
+    """Where the runtime directories of this test are, and of nobody else's; a short path.
+
+    Asks for `tmp_path` so that pytest has made its own directories elsewhere before.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        monkeypatch.setenv("TMPDIR", root)
+        monkeypatch.setattr(tempfile, "tempdir", root)
+        yield Path(root)
 
 
 @pytest.fixture

@@ -81,4 +81,4 @@ if __name__ == "__main__":
     sys.modules["tarragon_hpc.attention.worker"] = this
     sys.modules["tarragon_hpc.expert.worker"] = this
     threading.current_thread().name = "main"
-    sys.exit(entry.main())
+    entry.leave(entry.main())

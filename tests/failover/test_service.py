@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def runtime_dirs() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("tarragon-*"))
-
-
-def test_serve_and_stop_leaves_only_the_run_directory(make_config, serving):
-    before = runtime_dirs()
-
+def test_serve_and_stop_leaves_only_the_run_directory(make_config, serving, runtime_root):
     async def scenario() -> None:
         async with serving(make_config()) as service:
             status = await service.status()
@@ -51,12 +44,12 @@ def test_serve_and_stop_leaves_only_the_run_directory(make_config, serving):
             metrics = (await service.http.get(service.info.endpoint[:-2] + "metrics")).text
             assert 'tarragon_workers{role="ew",state="serving"} 2.0' in metrics
             assert 'tarragon_worker_stat{name="beat",worker="aw0"} 1.0' in metrics
-            assert len(runtime_dirs() - before) == 1
+            assert len(list(runtime_root.iterdir())) == 1
             pids = [w["pid"] for w in status["workers"]]
             service.stop.set()
             assert await service.task == 0
             assert all(map(gone, pids))
-            assert runtime_dirs() == before
+            assert not list(runtime_root.iterdir())
             after = await service.status()
             assert after["state"] == "ended"
             assert {w["state"] for w in after["workers"]} == {"stopped"}
@@ -161,16 +154,17 @@ def start(config, stop: asyncio.Event | None = None) -> None:
     asyncio.run(scenario())
 
 
-def test_a_worker_that_dies_at_once_fails_the_start_with_its_last_words(make_config, fake_workers):
+def test_a_worker_that_dies_at_once_fails_the_start_with_its_last_words(
+    make_config, fake_workers, runtime_root
+):
     fake_workers("crash=ew1")
-    before = runtime_dirs()
     config = make_config()
     with pytest.raises(ClusterError) as error:
         start(config)
     text = str(error.value)
     assert text.startswith("ew1 died during the start: exit status 9; the end of ")
     assert text.endswith("ew1.1.log:\n  | this worker has a bad day")
-    assert runtime_dirs() == before
+    assert not list(runtime_root.iterdir())
     (run_dir,) = Path(config.run.root).iterdir()
     status = asyncio.run(query_status(run_dir))
     assert status["state"] == "failed"

@@ -117,6 +117,8 @@ def test_a_lost_connection_or_an_exit_is_death_and_the_first_reason_stays(scenar
         "killed by SIGKILL",
     )
     scenario.happen(ev.WorkerExited, "aw0", 1, "exit status 0")
+    scenario.happen(ev.WorkerLost, "aw0", 1, "its connection was closed")
+    assert scenario.state.stale == 0
     assert (scenario["aw0"].phase, scenario["aw0"].reason) == (Phase.DEAD, "exit status 0")
     assert scenario.state.phase is RunPhase.RUNNING
 

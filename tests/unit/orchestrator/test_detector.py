@@ -29,6 +29,12 @@ def test_silence_is_reported_once_and_taken_back(scenario):
     assert verdicts(apply(state, heard), {EW0: 102.1}, 102.2, 1.0) == []
 
 
+def test_a_worker_that_still_loads_is_given_time(scenario):
+    state = scenario.started().registered().loading().state
+    assert verdicts(state, {EW0: 0.0}, 1e6, 1.0) == []
+    assert len(verdicts(scenario.ready("ew0").state, {EW0: 0.0}, 1e6, 1.0)) == 1
+
+
 def test_only_the_current_connected_incarnation_is_judged(scenario):
     state = scenario.running().state
     assert verdicts(state, {Incarnation("ew0", 9): 0.0}, 1e6, 1.0) == []
