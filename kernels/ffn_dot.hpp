@@ -208,10 +208,11 @@ void dots(const Matrix &m, size_t unit, size_t next, const Tiling &tiling, size_
             const size_t at = tiling.first(t), i = at - tiling.first(t0);
             with_rows<V::kRows>(tiling.size(t), [&]<int R>() {
                 constexpr int C = V::template cols<R>;
+                const size_t s0 = single ? C : C * (t - t0) / tiles;
+                const size_t s1 = single ? 2 * C : C * (t - t0 + 1) / tiles;
                 for (size_t c = 0; c < kBlock; c += C) {
-                    const size_t p0 = single ? c + C : c + C * (t - t0) / tiles;
-                    const size_t p1 = single ? c + 2 * C : c + C * (t - t0 + 1) / tiles;
-                    const size_t pn = R == 1 && single ? 0 : least(p1, left) - least(p0, left);
+                    const size_t p0 = least(c + s0, left), p1 = least(c + s1, left);
+                    const size_t pn = R == 1 && single ? 0 : p1 - p0;
                     dot_tile<V, D, R, C>(
                         x + at * xk + k0 * R, w.template panel<C>(c),
                         {w.cols, k0 == 0, last, local.acc + (i * kBlock + c * R) * kLanes},
