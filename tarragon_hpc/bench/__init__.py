@@ -1,0 +1,1 @@
+"""Benchmarks: `run` of each prints a table and returns its numbers, with a "summary"."""
