@@ -73,7 +73,7 @@ class _Peer:
 
     incarnation: int
     frontier: int = -1  # the layer it sent rows for last; -1: none yet
-    seen: float = 0.0
+    seen: float = 0.0  # when it sent something, or was answered
     queued: int = 0  # requests of it that wait here: it sends no other layer before the reply
     expected: int = -1  # the layer it is expected at; -1: none
     expected_since: float = 0.0
@@ -227,6 +227,7 @@ class Batcher(Generic[T]):
         self._cost.add(self._running_rows, seconds)
         for peer in self._running:
             peer.answered = now
+            peer.seen = now  # it could not be heard of while it was owed the answer
 
     def _run(self, queue: _Queue, reason: str, now: float) -> Run[T]:
         for other in self._queues.values():

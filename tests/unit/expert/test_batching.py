@@ -120,6 +120,14 @@ def test_an_idle_aw_is_not_waited_for():
     assert run(made, now + ACTIVE).reason == batching.ALONE
 
 
+def test_an_aw_is_not_idle_while_it_is_owed_an_answer():
+    made, now = trained()
+    send(made, 1, 0, now)
+    run(made, now, seconds=2 * ACTIVE)
+    send(made, 0, 1, now + 2 * ACTIVE)
+    assert isinstance(made.next(now + 2 * ACTIVE), Wait)
+
+
 def test_an_aw_that_is_past_the_layer_is_not_waited_for():
     made, now = trained()
     send(made, 1, 0, now)
