@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.orchestrator.journal import Journal
 
+# From a process's exit until its connection has been read to the end: normally at once.
+_LAST_WORDS_S = 0.02
+
 log = logging.getLogger(__name__)
 
 Report = Ready | TableApplied | Heartbeat | Suspect | Stopping
@@ -79,6 +82,7 @@ class Orchestrator:
         self._bound_s = silence_bound_s
         self._observe = observe
         self._links: dict[Incarnation, Link] = {}
+        self._exits: dict[Incarnation, tuple[str, asyncio.TimerHandle]] = {}
         self._unwritten: list[ev.Event] = [created]
         self._wake = asyncio.Event()
         self._looked = time.monotonic()
@@ -141,15 +145,26 @@ class Orchestrator:
         self.heard[who] = time.monotonic()
 
     def lost(self, who: Incarnation, reason: str) -> None:
-        """A registered worker's connection ended."""
+        """An admitted worker's connection ended; all that it sent has been read."""
         self._links.pop(who, None)
+        if who in self._exits:
+            self._record_exit(who)
         self.record(ev.WorkerLost(time.monotonic(), *who, reason))
         self.heard.pop(who, None)
         self.stats.pop(who, None)
 
     def exited(self, who: Incarnation, returncode: int) -> None:
-        """A worker's process ended."""
-        self.record(ev.WorkerExited(time.monotonic(), *who, describe_exit(returncode)))
+        """A worker's process ended. What it sent last may still have to be read, and comes first:
+        it tells a farewell from a crash. Whoever else holds the connection open delays nothing.
+        """
+        wait_s = _LAST_WORDS_S if who in self._links else 0.0
+        timer = asyncio.get_running_loop().call_later(wait_s, self._record_exit, who)
+        self._exits[who] = (describe_exit(returncode), timer)
+
+    def _record_exit(self, who: Incarnation) -> None:
+        text, timer = self._exits.pop(who)
+        timer.cancel()
+        self.record(ev.WorkerExited(time.monotonic(), *who, text))
 
     def drain(self, reason: str, drain_s: float) -> None:
         """Admit nothing new from now on."""

@@ -216,6 +216,28 @@ def test_a_program_that_cannot_be_started_fails_the_run(tmp_path: Path):
     asyncio.run(scenario())
 
 
+def test_the_last_words_of_a_worker_are_heard_before_its_exit(tmp_path: Path):
+    async def scenario() -> None:
+        world = World(tmp_path)
+        async with running(world):
+            await world.bring_up()
+            ew0 = Incarnation("ew0", 1)
+            world.orchestrator.exited(ew0, 0)
+            world.orchestrator.receive(Stopping("ew0", 1, "SIGTERM"))
+            world.orchestrator.lost(ew0, "its connection was closed")
+            worker = world.orchestrator.state.workers["ew0"]
+            assert (worker.phase, worker.reason, worker.exit) == (
+                Phase.STOPPED,
+                "SIGTERM",
+                "exit status 0",
+            )
+            world.orchestrator.exited(Incarnation("ew1", 1), -9)  # its connection stays open
+            await world.until(lambda: world.phase("ew1") is Phase.DEAD)
+            assert world.orchestrator.state.stale == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_lost_worker_that_lingers_is_fenced(tmp_path: Path):
     async def scenario() -> None:
         world = World(tmp_path, exit_wait_s=0.05)
