@@ -1,4 +1,4 @@
-// Weighted sum of the experts' output rows: datapath_combine.cpp.
+// Weighted sum of the experts' output rows: combine_body.hpp.
 #pragma once
 #include <cstdint>
 
@@ -19,3 +19,8 @@ struct CombineJob {
 };
 
 void combine(const CombineJob &job);
+
+// The same for one instruction set each.
+void combine_baseline(const CombineJob &job);
+void combine_avx2(const CombineJob &job);
+void combine_avx512(const CombineJob &job);

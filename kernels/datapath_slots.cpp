@@ -1,209 +1,14 @@
-// Slots and doorbells in shared memory (the contract: tarragon_hpc/transport/base.py).
-//
-// A ring is `slots` times a control line (64 bytes: sequence u64, length u64) and a buffer. The
-// writer fills buffer and length, then stores the sequence with release order; the reader loads it
-// with acquire order. The n-th request (n = 1, 2, …) goes to slot (n-1) mod slots with sequence n,
-// and so does its reply. Lengths are the peer's word: callers check them before use.
-#include <nanobind/nanobind.h>
+// Binder of slots.hpp, and the mapping of shared memory.
+#include "slots.hpp"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <cmath>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
-
-#include "bell.hpp"
-#include "buffer.hpp"
-
 namespace nb = nanobind;
 
 namespace {
-
-struct Control {
-    alignas(64) std::atomic<uint64_t> sequence;
-    std::atomic<uint64_t> nbytes;
-};
-static_assert(sizeof(Control) == 64 && std::atomic<uint64_t>::is_always_lock_free);
-
-constexpr uint64_t kLine = 64;
-
-uint64_t slot_stride(uint64_t nbytes) {
-    return sizeof(Control) + (nbytes + kLine - 1) / kLine * kLine;
-}
-
-class Ring {
-public:
-    Ring(nb::handle memory, uint32_t slots, uint64_t nbytes)
-        : memory_(memory, true), stride_(slot_stride(nbytes)) {
-        if (slots == 0 || nbytes > (uint64_t{1} << 40) || memory_.size() / slots < stride_)
-            throw nb::value_error("ring memory is smaller than its slots");
-        if (reinterpret_cast<uintptr_t>(memory_.data()) % kLine)
-            throw nb::value_error("ring memory is not aligned to 64 bytes");
-    }
-    Control &control(uint32_t slot) const {
-        return *reinterpret_cast<Control *>(memory_.data() + slot * stride_);
-    }
-    bool holds(uint32_t slot, uint64_t sequence) const {
-        return control(slot).sequence.load(std::memory_order_acquire) == sequence;
-    }
-    uint64_t nbytes(uint32_t slot) const {
-        return control(slot).nbytes.load(std::memory_order_relaxed);
-    }
-    void publish(uint32_t slot, uint64_t sequence, uint64_t nbytes) {
-        control(slot).nbytes.store(nbytes, std::memory_order_relaxed);
-        control(slot).sequence.store(sequence, std::memory_order_release);
-    }
-
-private:
-    Buffer memory_;
-    uint64_t stride_;
-};
-
-class Doorbell {
-public:
-    Doorbell(nb::handle memory, uint32_t spin_us)
-        : memory_(memory, true), spin_ns_(int64_t{spin_us} * 1000) {
-        if (memory_.size() < sizeof(BellWords))
-            throw nb::value_error("doorbell memory is too small");
-        words_ = reinterpret_cast<BellWords *>(memory_.data());
-    }
-    uint32_t value() const { return words_->count.load(std::memory_order_acquire); }
-    void ring() { bell_ring(words_); }
-    uint32_t wait(uint32_t seen, double timeout_s) {
-        if (value() == seen && timeout_s > 0) {
-            int64_t deadline = monotonic_ns() + static_cast<int64_t>(std::min(timeout_s, 1e9) * 1e9);
-            for (;;) {
-                Woken woken;
-                {
-                    nb::gil_scoped_release release;
-                    woken = bell_wait(words_, seen, deadline, spin_ns_);
-                }
-                if (woken != Woken::interrupted)
-                    break;
-                if (PyErr_CheckSignals())
-                    throw nb::python_error();
-            }
-        }
-        return value();
-    }
-
-private:
-    Buffer memory_;
-    BellWords *words_;
-    int64_t spin_ns_;
-};
-
-enum class State : uint8_t { free, filling, posted, answered, abandoned };
-constexpr const char *kNames[] = {"free", "filling", "posted", "answered", "abandoned"};
-
-class ClientSlots {
-public:
-    ClientSlots(nb::handle request, nb::handle reply, uint32_t slots, uint64_t request_bytes,
-                uint64_t reply_bytes, Doorbell &bell)
-        : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), bell_(bell),
-          request_bytes_(request_bytes), slots_(slots) {}
-
-    std::optional<uint32_t> acquire() {
-        auto slot = static_cast<uint32_t>(next_ % slots_.size());
-        Slot &s = slots_[slot];
-        if (s.state == State::abandoned && reply_.holds(slot, s.sequence))
-            s.state = State::free;
-        if (s.state != State::free)
-            return std::nullopt;
-        s = {State::filling, ++next_};
-        return slot;
-    }
-    void post(uint32_t slot, uint64_t nbytes) {
-        Slot &s = at(slot, {State::filling}, "post");
-        if (nbytes > request_bytes_)
-            throw nb::value_error("request is longer than its slot");
-        s.state = State::posted;
-        request_.publish(slot, s.sequence, nbytes);
-        bell_.ring();
-    }
-    // Length of the reply as the peer states it, once it is there.
-    std::optional<uint64_t> reply(uint32_t slot) {
-        Slot &s = at(slot, {State::posted, State::answered}, "reply");
-        if (s.state == State::posted) {
-            if (!reply_.holds(slot, s.sequence))
-                return std::nullopt;
-            s.state = State::answered;
-        }
-        return reply_.nbytes(slot);
-    }
-    void release(uint32_t slot) {
-        at(slot, {State::answered}, "release").state = State::free;
-    }
-    void abandon(uint32_t slot) {
-        Slot &s = at(slot, {State::posted, State::answered}, "abandon");
-        s.state = s.state == State::answered ? State::free : State::abandoned;
-    }
-
-private:
-    struct Slot {
-        State state = State::free;
-        uint64_t sequence = 0;
-    };
-    Slot &at(uint32_t slot, std::initializer_list<State> allowed, const char *what) {
-        if (slot >= slots_.size())
-            throw nb::index_error("no such slot");
-        Slot &s = slots_[slot];
-        if (std::find(allowed.begin(), allowed.end(), s.state) == allowed.end())
-            throw std::runtime_error(std::string(what) + " of slot " + std::to_string(slot) +
-                                     ", which is " + kNames[static_cast<int>(s.state)]);
-        return s;
-    }
-
-    Ring request_, reply_;
-    Doorbell &bell_;
-    uint64_t request_bytes_;
-    uint64_t next_ = 0;
-    std::vector<Slot> slots_;
-};
-
-class ServerSlots {
-public:
-    ServerSlots(nb::handle request, nb::handle reply, uint32_t slots, uint64_t request_bytes,
-                uint64_t reply_bytes, Doorbell &bell)
-        : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), bell_(bell),
-          reply_bytes_(reply_bytes), owed_(slots, 0) {}
-
-    // (slot, length as the peer states it) of the next request. A peer that posts to a slot whose
-    // reply it is still owed gets the length 2^64 - 1, which no slot has.
-    std::optional<std::pair<uint32_t, uint64_t>> poll() {
-        auto slot = static_cast<uint32_t>(next_ % owed_.size());
-        if (!request_.holds(slot, next_ + 1))
-            return std::nullopt;
-        if (owed_[slot])
-            return std::pair(slot, UINT64_MAX);
-        owed_[slot] = ++next_;
-        return std::pair(slot, request_.nbytes(slot));
-    }
-    void send(uint32_t slot, uint64_t nbytes) {
-        if (slot >= owed_.size())
-            throw nb::index_error("no such slot");
-        if (nbytes > reply_bytes_)
-            throw nb::value_error("reply is longer than its slot");
-        if (!owed_[slot])
-            throw std::runtime_error("send of slot " + std::to_string(slot) +
-                                     ", which owes no reply");
-        reply_.publish(slot, std::exchange(owed_[slot], 0), nbytes);
-        bell_.ring();
-    }
-
-private:
-    Ring request_, reply_;
-    Doorbell &bell_;
-    uint64_t reply_bytes_;
-    uint64_t next_ = 0;
-    std::vector<uint64_t> owed_;  // sequence of the request whose reply is owed, or 0
-};
 
 struct Mapping {
     void *address;
@@ -246,6 +51,7 @@ void bind_slots(nb::module_ &m) {
         .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Doorbell &>(),
              nb::keep_alive<1, 7>(), nb::arg("request"), nb::arg("reply"), nb::arg("slots"),
              nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer_bell"))
+        .def("set_lost", &ClientSlots::set_lost)
         .def("acquire", &ClientSlots::acquire)
         .def("post", &ClientSlots::post, nb::arg("slot"), nb::arg("nbytes"))
         .def("reply", &ClientSlots::reply, nb::arg("slot"))

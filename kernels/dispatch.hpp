@@ -5,6 +5,7 @@
 
 constexpr uint64_t kAlign = 64;
 constexpr uint32_t kRequestMagic = 0x51475254;  // "TRGQ"
+constexpr uint32_t kReplyMagic = 0x41475254;    // "TRGA"
 constexpr uint32_t kMaxHidden = 1u << 24;       // keeps every size below 2^64
 
 struct RequestHeader {

@@ -39,6 +39,8 @@ class ClientSlots:
         reply_bytes: int,
         peer_bell: Doorbell,
     ) -> None: ...
+    def set_lost(self) -> None:
+        """The peer is gone: nothing is acquired any more. From any thread."""
     def acquire(self) -> int | None: ...
     def post(self, slot: int, nbytes: int) -> None: ...
     def reply(self, slot: int) -> int | None:
@@ -62,18 +64,17 @@ class ServerSlots:
         """Slot of the next request and its bytes as the peer states them (to be checked)."""
     def send(self, slot: int, nbytes: int) -> None: ...
 
-# datapath_rows.cpp: the twins are datapath/assign.py, datapath/rows.py and wire/parse.py
+# datapath_rows.cpp: the twins are datapath/assign.py, combine.py and rows.py
 
 class Assignment:
     """See `datapath.rows.Assignment`."""
 
     @property
-    def workers(self) -> tuple[int, ...]: ...
+    def parts(self) -> tuple[tuple[int, int, int], ...]: ...
     @property
     def missing(self) -> tuple[int, ...]: ...
     def tables(self, part: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
         """Groups (expert, count), pair rows, and tokens of the rows of a part."""
-    def size(self, part: int) -> tuple[int, int]: ...
     def pack(
         self, part: int, slot: Buffer, hidden: int, sequence: int, layer: int, flags: int
     ) -> int: ...
@@ -94,22 +95,60 @@ class Router:
     ) -> None: ...
     def assign(self, topk_ids: int, rows: int) -> Assignment: ...
 
-def parse_tables(
-    slot: Buffer, rows: int, pairs: int, groups: int
-) -> tuple[list[tuple[int, int, int]], bytes, int]:
-    """Checked groups (expert, first pair, count), a copy of the pair rows and its address.
+# datapath_parse.cpp: the twin is wire/parse.py
 
-    Raises ValueError if a number in the tables is out of range.
-    """
+def parse_dispatch(
+    slot: Buffer, reply_capacity: int
+) -> tuple[tuple[int, ...], list[tuple[int, int, int]], int, bytes, int, int, int]:
+    """The fields of `wire.parse.ParsedDispatch`. Raises ValueError if a number is out of range."""
 
 def gather_rows(x: int, index: int, count: int, y: int, row_bytes: int) -> None:
     """y[i] = x[index[i]] for i < count; x, index (u32) and y are addresses."""
 
-def address_of(buffer: Buffer) -> int:
-    """The address of a buffer's first byte."""
+def address_of(buffer: Buffer, writable: bool = False) -> int:
+    """The address of a C-contiguous buffer's first byte. Raises ValueError or BufferError."""
 
 def dispatch_layout() -> dict[str, tuple[int, ...]]:
     """Size and field offsets of the headers, to compare with wire/dispatch.py."""
+
+# datapath_lane.cpp: the specification is datapath/exchange.py
+
+DONE: int
+TIMED_OUT: int
+LOOK: int
+
+class Call:
+    """A dispatch that a lane has sent; message i of its parts has sequence first_sequence + i.
+
+    sent_s: time.monotonic() at the send; waited_s: seconds slept or spun for replies;
+    answers: (worker index, bytes of the reply, seconds from the send to its sight) by part
+    """
+
+    @property
+    def assignment(self) -> Assignment: ...
+    @property
+    def slots(self) -> list[int]: ...
+    @property
+    def first_sequence(self) -> int: ...
+    @property
+    def request_bytes(self) -> int: ...
+    @property
+    def sent_s(self) -> float: ...
+    @property
+    def waited_s(self) -> float: ...
+    @property
+    def answers(self) -> list[tuple[int, int, float]]: ...
+
+class Lane:
+    """See `datapath.lane.FastLane`. workers: (slots, incarnation) or None by index."""
+
+    def __init__(
+        self, router: Router, workers: list[tuple[ClientSlots, int] | None], bell: Doorbell
+    ) -> None: ...
+    def send(
+        self, topk_ids: int, rows: int, hidden: int, first_sequence: int, layer: int
+    ) -> Call | None: ...
+    def finish(self, call: Call, weights: int, out: int, timeout_s: float) -> int: ...
 
 # ffn.cpp: the twin is ops/torch_bank.py
 

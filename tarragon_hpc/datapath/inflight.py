@@ -47,8 +47,11 @@ class Owed(NamedTuple):
 class Inflight:
     """The unanswered messages of one dispatch, in the order they were sent."""
 
+    __slots__ = ("_of_chunk", "unanswered")
+
     def __init__(self) -> None:
         self.unanswered: list[Owed] = []
+        self._of_chunk: dict[int, int] = {}
 
     def __repr__(self) -> str:
         return f"Inflight({', '.join(f'{o.worker}[{o.slot}]' for o in self.unanswered)})"
@@ -56,15 +59,17 @@ class Inflight:
     def sent(self, owed: Owed) -> None:
         """A message is on its way."""
         self.unanswered.append(owed)
+        self._of_chunk[owed.chunk] = self._of_chunk.get(owed.chunk, 0) + 1
 
     def settled(self, owed: Owed) -> bool:
-        """Its reply has come and counts. True if it was the last one owed to its chunk."""
-        self.unanswered.remove(owed)
-        return all(o.chunk != owed.chunk for o in self.unanswered)
+        """Its reply has come and counts. True if nothing else is owed to its chunk now."""
+        self.withdraw(owed)
+        return self._of_chunk[owed.chunk] == 0
 
     def withdraw(self, owed: Owed) -> None:
         """Its reply is not awaited any more: rerouted, or given up."""
         self.unanswered.remove(owed)
+        self._of_chunk[owed.chunk] -= 1
 
     def owed_by(self, worker: str) -> list[Owed]:
         """What one EW has not answered."""
@@ -84,13 +89,12 @@ def stale(owed: Owed, header: ReplyHeader, epoch: int) -> str | None:
 
     epoch: of the table the message was sent under
     """
-    for name, got, wanted in (
-        ("sequence", header.sequence, owed.sequence),
-        ("incarnation", header.incarnation, owed.incarnation),
-        ("epoch", header.epoch, epoch),
-    ):
-        if got != wanted:
-            return f"reply of {name} {got}, expected {wanted}"
+    if header.sequence != owed.sequence:
+        return f"reply of sequence {header.sequence}, expected {owed.sequence}"
+    if header.incarnation != owed.incarnation:
+        return f"reply of incarnation {header.incarnation}, expected {owed.incarnation}"
+    if header.epoch != epoch:
+        return f"reply of epoch {header.epoch}, expected {epoch}"
     return None
 
 
@@ -98,7 +102,7 @@ def refusal(owed: Owed, header: ReplyHeader, dtype: int, hidden: int) -> str | N
     """Why the reply that is owed brings no rows that could be used, or None."""
     if header.status != wire.STATUS_OK:
         return REFUSALS.get(header.status, f"unknown status {header.status}")
-    if (header.pairs, header.hidden, header.dtype) != (owed.pairs, hidden, dtype):
+    if header.pairs != owed.pairs or header.hidden != hidden or header.dtype != dtype:
         return (
             f"its reply has {header.pairs} rows of {header.hidden}, dtype {header.dtype}; "
             f"expected {owed.pairs} of {hidden}, dtype {dtype}"

@@ -28,15 +28,12 @@ class Assignment(Protocol):
     """The rows of one chunk, split over EWs (`assign.py` has the order of everything)."""
 
     @property
-    def workers(self) -> tuple[int, ...]:
-        """Index of the EW of each part."""
+    def parts(self) -> tuple[tuple[int, int, int], ...]:
+        """(index of the EW, rows, pairs) of each part."""
 
     @property
     def missing(self) -> tuple[int, ...]:
         """Wanted experts that nobody serves; there are no parts then."""
-
-    def size(self, part: int) -> tuple[int, int]:
-        """(rows, pairs) of a part."""
 
     def pack(
         self, part: int, slot: memoryview, hidden: int, sequence: int, layer: int, flags: int
@@ -76,18 +73,14 @@ class TwinAssignment:
     def __init__(self, assigned: Assigned, router: TwinRouter) -> None:
         self.assigned = assigned
         self.missing = assigned.missing
-        self.workers = tuple(p.worker for p in assigned.parts)
+        self.parts = tuple((p.worker, len(p.tokens), len(p.pair_rows)) for p in assigned.parts)
         self._router = router
-
-    def size(self, part: int) -> tuple[int, int]:
-        p = self.assigned.parts[part]
-        return len(p.tokens), len(p.pair_rows)
 
     def pack(
         self, part: int, slot: memoryview, hidden: int, sequence: int, layer: int, flags: int
     ) -> int:
         p, r = self.assigned.parts[part], self._router
-        rows, pairs = self.size(part)
+        _, rows, pairs = self.parts[part]
         start = wire.rows_offset(len(p.experts), pairs)
         size = start + rows * r.hidden * r.storage.itemsize
         to = np.frombuffer(slot, np.uint8)
@@ -119,7 +112,7 @@ class TwinAssignment:
         outputs = np.empty((*where_part.shape, r.hidden), r.storage)
         for part, reply in enumerate(replies):
             mine = where_part == part
-            pairs = self.size(part)[1]
+            pairs = self.parts[part][2]
             size = pairs * r.hidden * r.storage.itemsize
             data = np.frombuffer(reply, np.uint8)[wire.HEADER_BYTES :][:size]
             if len(data) < size:

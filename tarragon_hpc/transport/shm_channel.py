@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 class ShmDoorbell:
     """The one doorbell of a process; `fd` is what peers get to ring it. See `base.Doorbell`.
 
+    native: the same for native code
     spin_us: how long `wait` spins before it sleeps, in microseconds.
     """
 
     def __init__(self, spin_us: int = 20) -> None:
         memory.require_native()
         self.fd, view = memory.create_memory("tarragon-bell", native.module.BELL_BYTES)
-        self._bell = native.module.Doorbell(view, spin_us)
+        self.native = native.module.Doorbell(view, spin_us)
 
     def value(self) -> int:
-        return self._bell.value()
+        return self.native.value()
 
     def ring(self) -> None:
-        self._bell.ring()
+        self.native.ring()
 
     def wait(self, seen: int, timeout_s: float) -> int:
-        return self._bell.wait(seen, timeout_s)
+        return self.native.wait(seen, timeout_s)
 
     def close(self) -> None:
         """No peer can join by it any more; the memory lives as long as it is mapped."""
@@ -80,7 +81,11 @@ class _ShmChannel:
             if self._lost is not None:
                 return
             self._lost = reason
+            self._on_lost()
         self._bell.ring()
+
+    def _on_lost(self) -> None:
+        """Before the bell tells."""
 
     def cut(self, reason: str) -> None:
         """Give the peer up; it sees this end close."""
@@ -98,7 +103,10 @@ def _views(ring: memoryview, slots: int, nbytes: int) -> list[memoryview]:
 
 
 class ShmClientChannel(_ShmChannel):
-    """See `base.ClientChannel`. requests: mapping of the peer's ring; replies: of our own."""
+    """See `base.ClientChannel`. requests: mapping of the peer's ring; replies: of our own.
+
+    native: its slots, for native code
+    """
 
     def __init__(
         self,
@@ -113,7 +121,7 @@ class ShmClientChannel(_ShmChannel):
     ) -> None:
         super().__init__(peer, peer_incarnation, geometry, bell)
         g = geometry
-        self._slots = native.module.ClientSlots(
+        self.native = native.module.ClientSlots(
             requests,
             replies,
             g.slots,
@@ -124,17 +132,20 @@ class ShmClientChannel(_ShmChannel):
         self._requests = _views(requests, g.slots, g.request_bytes)
         self._replies = [v.toreadonly() for v in _views(replies, g.slots, g.reply_bytes)]
 
+    def _on_lost(self) -> None:
+        self.native.set_lost()
+
     def acquire(self) -> int | None:
-        return self._slots.acquire() if self._lost is None else None
+        return self.native.acquire()
 
     def request(self, slot: int) -> memoryview:
         return self._requests[slot]
 
     def post(self, slot: int, nbytes: int) -> None:
-        self._slots.post(slot, nbytes)
+        self.native.post(slot, nbytes)
 
     def reply(self, slot: int) -> memoryview | None:
-        nbytes = self._slots.reply(slot)
+        nbytes = self.native.reply(slot)
         if nbytes is None:
             return None
         if nbytes > self.geometry.reply_bytes:
@@ -143,10 +154,10 @@ class ShmClientChannel(_ShmChannel):
         return self._replies[slot][:nbytes]
 
     def release(self, slot: int) -> None:
-        self._slots.release(slot)
+        self.native.release(slot)
 
     def abandon(self, slot: int) -> None:
-        self._slots.abandon(slot)
+        self.native.abandon(slot)
 
 
 class ShmServerChannel(_ShmChannel):

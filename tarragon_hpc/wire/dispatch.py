@@ -36,6 +36,7 @@ STATUS_FAILED = 4
 
 DTYPES = {"float32": (0, 4), "bfloat16": (1, 2), "float16": (2, 2)}
 DTYPE_NAMES = {code: name for name, (code, _) in DTYPES.items()}
+_ITEMSIZES = dict(DTYPES.values())
 
 _REQUEST = struct.Struct("<IHHIIQIIIII20x")
 _REPLY = struct.Struct("<IHHIIQIIIIQ16x")
@@ -99,14 +100,14 @@ def unpack_request_header(data: memoryview | bytes) -> RequestHeader:
     """Parse and bounds-check a request's header against the slot's length. Raises FrameError."""
     if len(data) < HEADER_BYTES:
         raise FrameError("dispatch shorter than its header")
-    magic, *fields = _REQUEST.unpack_from(data)
-    header = RequestHeader(*fields)
-    if magic != REQUEST_MAGIC or header.dtype not in DTYPE_NAMES:
+    fields = _REQUEST.unpack_from(data)
+    header = RequestHeader._make(fields[1:])
+    itemsize = _ITEMSIZES.get(header.dtype)
+    if fields[0] != REQUEST_MAGIC or itemsize is None:
         raise FrameError("not a dispatch")
-    itemsize = DTYPES[DTYPE_NAMES[header.dtype]][1]
     size = request_bytes(header.rows, header.pairs, header.groups, header.hidden, itemsize)
     if size > len(data):
-        raise FrameError(f"dispatch of {size} bytes in a slot of {len(data)}")
+        raise FrameError(f"dispatch exceeds its slot of {len(data)} bytes")
     return header
 
 
@@ -119,14 +120,13 @@ def unpack_reply_header(data: memoryview | bytes) -> ReplyHeader:
     """Parse and bounds-check a reply's header. Raises FrameError."""
     if len(data) < HEADER_BYTES:
         raise FrameError("reply shorter than its header")
-    magic, *fields = _REPLY.unpack_from(data)
-    header = ReplyHeader(*fields)
-    if magic != REPLY_MAGIC or header.dtype not in DTYPE_NAMES:
+    fields = _REPLY.unpack_from(data)
+    header = ReplyHeader._make(fields[1:])
+    itemsize = _ITEMSIZES.get(header.dtype)
+    if fields[0] != REPLY_MAGIC or itemsize is None:
         raise FrameError("not a reply")
-    itemsize = DTYPES[DTYPE_NAMES[header.dtype]][1]
-    if header.status == STATUS_OK and reply_bytes(header.pairs, header.hidden, itemsize) > len(
-        data
-    ):
+    size = HEADER_BYTES + header.pairs * header.hidden * itemsize
+    if header.status == STATUS_OK and size > len(data):
         raise FrameError(f"reply of {header.pairs} pairs in {len(data)} bytes")
     return header
 

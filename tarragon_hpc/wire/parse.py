@@ -5,7 +5,7 @@ Native when it can be, numpy otherwise; both give the same result and refuse the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from tarragon_hpc.wire.dispatch import (
     DTYPES,
     HEADER_BYTES,
     RequestHeader,
-    reply_bytes,
     rows_offset,
     unpack_request_header,
 )
@@ -43,64 +42,59 @@ class ParsedDispatch(NamedTuple):
     reply_nbytes: int
 
 
-def address_of(buffer: memoryview | bytes) -> int:
-    """The address of a buffer's first byte; the caller keeps the buffer alive."""
-    if native.reason is None:
-        return native.module.address_of(buffer)
-    return int(np.frombuffer(buffer, np.uint8).ctypes.data)
+def address_of(buffer: Any, writable: bool = False) -> int:
+    """The address of the first byte of a buffer (bytes, memoryview, array), which the caller keeps.
 
-
-def parse_tables(
-    slot: memoryview, rows: int, pairs: int, groups: int
-) -> tuple[list[tuple[int, int, int]], bytes, int]:
-    """Twin of the native function: groups, the copied pair rows and their address.
-
-    Raises ValueError if the tables exceed the slot or a number in them is out of range.
+    Raises ValueError or BufferError if it is not C-contiguous, or read-only when to be written.
     """
+    if native.reason is None:
+        return native.module.address_of(buffer, writable)
+    view = memoryview(buffer)
+    if not view.c_contiguous or (writable and view.readonly):
+        raise ValueError("the buffer is not C-contiguous, or is read-only")
+    return int(np.asarray(view).ctypes.data)
+
+
+def parse_twin(slot: memoryview, reply_capacity: int) -> tuple[Any, ...]:
+    """Twin of the native function: the fields of a ParsedDispatch. Raises ValueError."""
     data = np.frombuffer(slot, np.uint8)
-    if rows_offset(groups, pairs) > len(data):
-        raise ValueError("tables exceed the slot")
-    end = HEADER_BYTES + 8 * groups
-    table = data[HEADER_BYTES:end].copy().view("<u4").astype(np.int64).reshape(groups, 2)
-    index = data[end : end + 4 * pairs].tobytes()
+    try:
+        header = unpack_request_header(slot)
+    except FrameError as error:
+        raise ValueError(str(error)) from None
+    row_bytes = header.hidden * DTYPES[DTYPE_NAMES[header.dtype]][1]
+    answer = HEADER_BYTES + header.pairs * row_bytes
+    if answer > reply_capacity:
+        raise ValueError(f"its reply would exceed a slot of {reply_capacity} bytes")
+    # Copied first and checked then: the sender could still write to the slot.
+    end = HEADER_BYTES + 8 * header.groups
+    table = data[HEADER_BYTES:end].copy().view("<u4").astype(np.int64).reshape(-1, 2)
+    pair_rows = data[end : end + 4 * header.pairs].tobytes()
     experts, counts = table[:, 0], table[:, 1]
     if (np.diff(experts) <= 0).any():
         raise ValueError("groups are not in ascending order of experts")
-    if (counts < 1).any() or counts.sum() != pairs:
+    if (counts < 1).any() or counts.sum() != header.pairs:
         raise ValueError("the groups' counts do not add up to the pairs")
-    if pairs and int(np.frombuffer(index, "<u4").max()) >= rows:
+    if header.pairs and int(np.frombuffer(pair_rows, "<u4").max()) >= header.rows:
         raise ValueError("a pair reads a row that was not sent")
     first = np.cumsum(counts) - counts
-    found = list(zip(experts.tolist(), first.tolist(), counts.tolist(), strict=True))
-    return found, index, address_of(index)
+    groups = list(zip(experts.tolist(), first.tolist(), counts.tolist(), strict=True))
+    rows_address = address_of(slot) + rows_offset(header.groups, header.pairs)
+    return header, groups, rows_address, pair_rows, address_of(pair_rows), row_bytes, answer
 
 
-_parse_tables = parse_tables if native.reason is not None else native.module.parse_tables
+_parse = parse_twin if native.reason is not None else native.module.parse_dispatch
+_tuple = tuple.__new__  # a named tuple's own constructor costs a microsecond that counts here
 
 
-def parse_dispatch(slot: memoryview, reply_capacity: int | None = None) -> ParsedDispatch:
-    """Parse a request's bytes; `reply_capacity` is the size of its reply buffer, if to be checked.
+def parse_dispatch(slot: memoryview, reply_capacity: int = 1 << 62) -> ParsedDispatch:
+    """Parse a request's bytes; `reply_capacity`: size of its reply buffer.
 
     Whether the layer, the experts, the dtype and the hidden size are the receiver's is for the
     receiver to say. Raises FrameError.
     """
-    header = unpack_request_header(slot)
-    itemsize = DTYPES[DTYPE_NAMES[header.dtype]][1]
-    answer = reply_bytes(header.pairs, header.hidden, itemsize)
-    if reply_capacity is not None and answer > reply_capacity:
-        raise FrameError(f"the reply of {answer} bytes would not fit {reply_capacity}")
     try:
-        groups, pair_rows, pair_rows_address = _parse_tables(
-            slot, header.rows, header.pairs, header.groups
-        )
+        header, *rest = _parse(slot, reply_capacity)
     except ValueError as error:
         raise FrameError(str(error)) from None
-    return ParsedDispatch(
-        header,
-        groups,
-        address_of(slot) + rows_offset(header.groups, header.pairs),
-        pair_rows,
-        pair_rows_address,
-        header.hidden * itemsize,
-        answer,
-    )
+    return _tuple(ParsedDispatch, (_tuple(RequestHeader, header), *rest))

@@ -66,7 +66,7 @@ def test_sizes_that_exceed_the_slot_are_refused():
     size = d.request_bytes(2, 2, 1, 16, 4)
     data = d.pack_request_header(header) + bytes(size - d.HEADER_BYTES)
     assert d.unpack_request_header(data) == header
-    with pytest.raises(FrameError, match="in a slot of"):
+    with pytest.raises(FrameError, match="exceeds its slot of"):
         d.unpack_request_header(data[:-1])
 
 
