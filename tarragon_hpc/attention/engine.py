@@ -6,20 +6,15 @@ vLLM reads from the environment when it is imported.
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from vllm import EngineArgs, LLMEngine
 from vllm.config import CompilationConfig
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.forward_context import get_forward_context
-from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
-from vllm.tokenizers import get_tokenizer
 
 from tarragon_hpc.attention import load_format
 from tarragon_hpc.attention.expert_call import ExpertCalls
@@ -30,7 +25,15 @@ from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
 from tarragon_hpc.attention.step import Step
 from tarragon_hpc.attention.validate import Limits, check_request
-from tarragon_hpc.errors import ClusterError, RequestError
+from tarragon_hpc.attention.vllm_setup import (
+    cpu_threads,
+    explain,
+    kv_bytes_per_token,
+    load_model_class,
+    one_line,
+    tokenizer_eos,
+)
+from tarragon_hpc.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,8 +44,6 @@ if TYPE_CHECKING:
     from tarragon_hpc.config import Config
     from tarragon_hpc.models.spec import ModelSpec
     from tarragon_hpc.wire.common import SamplingSpec, TokenDelta
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -64,23 +65,26 @@ class Engine:
         `cpus`: the CPUs this process is bound to, None if to none. Raises ConfigError for settings
         the engine cannot have and ClusterError for what only vLLM can tell.
         """
-        torch.set_num_threads(_threads(config, cpus))
+        torch.set_num_threads(cpu_threads(config, cpus))
         device: DeviceKind = "cpu" if current_platform.is_cpu() else "cuda"
         arguments = engine_arguments(
             config, spec, device, load_format.LOAD_FORMAT, CompilationConfig._attention_ops
         )
         load_format.register()
-        _load_model_class(spec.architecture)
+        load_model_class(spec.architecture)
         try:
             self._config = EngineArgs(**arguments).create_engine_config()
-            self._size_kv_cache(config, device)
+            if device == "cpu" and config.attention.kv_cache is None:
+                self._config.cache_config.kv_cache_memory_bytes = default_kv_cache(
+                    kv_bytes_per_token(self._config), self._config.model_config.max_model_len
+                )
             self._calls = ExpertCalls(forwarder, self._host_memory(spec, device), _real_rows)
             with remote_experts(self._calls):
                 self._llm = LLMEngine.from_vllm_config(self._config, disable_log_stats=True)
         except (ValueError, VLLMError) as error:  # pydantic's ValidationError is a ValueError
-            raise ClusterError(f"vLLM cannot be set up: {_one_line(error)}") from error
+            raise explain(error) from error
         check_coverage(self._config, spec)
-        eos = _tokenizer_eos(spec.path)
+        eos = tokenizer_eos(spec.path)
         # What a tokenizer would tell vLLM; the eos ids of the generation config it reads itself.
         self._llm.input_processor.renderer.get_eos_token_id = lambda: eos
         self._core = self._llm.engine_core.engine_core
@@ -119,7 +123,7 @@ class Engine:
                 request, {"prompt_token_ids": list(prompt)}, sampling_params(sampling)
             )
         except (ValueError, VLLMClientError) as error:
-            raise RequestError(_one_line(error), param=getattr(error, "parameter", None)) from error
+            raise RequestError(one_line(error), param=getattr(error, "parameter", None)) from error
         self._sequences[request] = _Sequence(internal)
 
     def abort(self, requests: Iterable[str]) -> None:
@@ -186,53 +190,11 @@ class Engine:
             raise RuntimeError("KV blocks of lost sequences are still in use")
         return failed
 
-    def _size_kv_cache(self, config: Config, device: DeviceKind) -> None:
-        if device == "cuda" or config.attention.kv_cache is not None:
-            return
-        model, parallel = self._config.model_config, self._config.parallel_config
-        heads = 1 if model.use_mla else 2 * model.get_num_kv_heads(parallel)
-        layers = model.get_num_layers(parallel)
-        token_bytes = layers * heads * model.get_head_size() * model.dtype.itemsize
-        self._config.cache_config.kv_cache_memory_bytes = default_kv_cache(
-            token_bytes, model.max_model_len
-        )
-
     def _host_memory(self, spec: ModelSpec, device: DeviceKind) -> HostMemory:
         if device == "cpu":
             return CpuMemory()
         rows = self._config.scheduler_config.max_num_batched_tokens
         return PinnedMemory(rows, spec.shape.hidden, spec.top_k, self._config.model_config.dtype)
-
-
-def _threads(config: Config, cpus: Sequence[int] | None) -> int:
-    """OpenMP threads of the engine: as configured, or one per CPU it is bound to, or a share."""
-    if config.attention.threads is not None:
-        return config.attention.threads
-    if cpus is not None:
-        return len(cpus)
-    return max(1, len(os.sched_getaffinity(0)) // config.attention.workers)
-
-
-def _load_model_class(architecture: str) -> None:
-    """Import a model's class here and now.
-
-    vLLM would first inspect it in a process of its own, to keep this one free of CUDA, which takes
-    as long as all its imports. It also has to be there for `remote_experts` to replace its parts.
-    """
-    if architecture not in ModelRegistry.models:
-        raise ClusterError(f"this vLLM has no model class for {architecture}")
-    model_class = ModelRegistry.models[architecture].load_model_cls()
-    ModelRegistry.register_model(architecture, model_class)
-
-
-def _tokenizer_eos(path: str) -> int | None:
-    """The end-of-sequence token as vLLM with a tokenizer would have it."""
-    try:
-        eos: int | None = get_tokenizer(path).eos_token_id
-    except (OSError, ValueError) as error:
-        log.warning("no tokenizer in %s, so no end-of-sequence token: %s", path, _one_line(error))
-        return None
-    return eos
 
 
 def _real_rows(padded: int) -> int:
@@ -242,11 +204,3 @@ def _real_rows(padded: int) -> int:
         return 0
     layer = next(iter(metadata.values()))
     return min(padded, int(layer.num_actual_tokens))
-
-
-def _one_line(error: Exception) -> str:
-    """What it says, without the repr of all settings that pydantic adds."""
-    text = str(error)
-    if isinstance(error, ValidationError):
-        text = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-    return " ".join(text.split())

@@ -61,7 +61,7 @@ def _check_prompt(prompt: Sequence[int], limits: Limits) -> None:
 
 
 def _check_ids(name: str, ids: Sequence[int], limits: Limits) -> None:
-    for token in ids:
+    for token in (min(ids, default=0), max(ids, default=0)):
         if not 0 <= token < limits.vocab:
             _refuse(name, token, f"is not a token id; the vocabulary is 0 to {limits.vocab - 1}")
 

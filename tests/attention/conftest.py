@@ -185,9 +185,10 @@ class Ours:
     """The AW's engine, its experts computed by `experts`.
 
     `weights`: another directory to load from; what describes the model stays that of `path`.
+    `attention`: keys of that section of the configuration.
     """
 
-    def __init__(self, path: Path, weights: Path | None = None) -> None:
+    def __init__(self, path: Path, weights: Path | None = None, **attention: Any) -> None:
         from tarragon_hpc.attention.engine import Engine
         from tarragon_hpc.config import load_config
         from tarragon_hpc.models.describe import describe
@@ -200,6 +201,7 @@ class Ours:
                     "max_num_batched_tokens": 64,
                     "kv_cache": KV_CACHE,
                     "threads": 1,
+                    **attention,
                 },
             }
         )

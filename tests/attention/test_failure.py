@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tarragon_hpc.errors import RequestError
+from tarragon_hpc.errors import ConfigError, RequestError
 
 
 def case(prompt, **params):
@@ -138,6 +138,15 @@ def test_a_request_that_runs_already_is_refused(mixtral):
     with pytest.raises(RequestError, match="'twice' runs already"):
         mixtral.add(case(prompt(1, 5)), "twice")
     mixtral.finish()
+
+
+def test_a_kv_cache_that_cannot_hold_one_sequence_is_named(tiny_models):
+    from tests.attention.conftest import Ours
+
+    with pytest.raises(ConfigError, match="the estimated maximum model length is") as caught:
+        Ours(tiny_models("mixtral"), kv_cache=600 << 10)
+    assert caught.value.key == "attention.kv_cache"
+    assert "\n" not in str(caught.value)
 
 
 def test_aborted_sequences_say_nothing_more(mixtral):

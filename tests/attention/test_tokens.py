@@ -35,6 +35,16 @@ def test_greedy(family, tiny_models, plain, ours):
     assert all(len(o.token_ids) == 24 and o.finish == "length" for o in actual)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graphs", ["none", "piecewise"])
+def test_greedy_on_a_gpu(cuda_graphs, tiny_models, plain, ours):
+    path = tiny_models("mixtral")
+    cases = [case(prompt, max_tokens=24, ignore_eos=True) for prompt in some_prompts(6)]
+    expected = plain(path).generate(cases)
+    actual = ours(path, cuda_graphs=cuda_graphs).generate(cases)
+    assert [o.token_ids for o in actual] == [o.token_ids for o in expected]
+
+
 @pytest.fixture(scope="module")
 def many_eos(tiny_models, tmp_path_factory):
     """A checkpoint whose tokenizer and generation config name different end-of-sequence tokens."""
