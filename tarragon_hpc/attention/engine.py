@@ -161,7 +161,7 @@ class Engine:
     def close(self) -> None:
         """Drop all sequences and give the memory back."""
         self._calls.serving = False
-        self._core.shutdown()
+        self._llm.engine_core.shutdown()
 
     def _delta(self, output: Any) -> TokenDelta:
         sequence = self._sequences[output.request_id]

@@ -120,6 +120,11 @@ def view(address: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tens
     return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype).view(shape)
 
 
+def keep_for_good(llm: Any) -> None:
+    """Its finalizer destroys the process groups of all, and collects garbage for seconds."""
+    llm.engine_core._finalizer.detach()
+
+
 @dataclass
 class Output:
     """Everything one sequence produced; `logprobs` as the engine in question gives them."""
@@ -163,6 +168,7 @@ class Plain:
             disable_log_stats=True,
         )
         self.llm = LLMEngine.from_engine_args(arguments)
+        keep_for_good(self.llm)
 
     def generate(self, cases: list[Case]) -> list[Output]:
         """Run all cases at once."""
@@ -208,6 +214,7 @@ class Ours:
         spec = replace(describe(path, "float32"), path=str(weights or path))
         self.experts = LocalExperts(path, spec)
         self.engine = Engine(config, spec, self.experts, None)
+        keep_for_good(self.engine._llm)
 
     def add(self, case: Case, request: str = "0") -> None:
         from tarragon_hpc.wire.common import SamplingSpec

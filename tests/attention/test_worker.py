@@ -81,7 +81,7 @@ class Head:
                 beat = isinstance(message, Heartbeat)
                 await (self.heartbeats if beat else self.messages).put(message)
 
-    async def next(self, kind, seconds: float = 30):
+    async def next(self, kind, seconds: float = 60):
         """The next message, which must be of this kind."""
         try:
             message = await asyncio.wait_for(self.messages.get(), seconds)
@@ -101,7 +101,7 @@ class Head:
         (await self.connected).send(*messages)
 
     async def exit_status(self) -> int:
-        return await asyncio.to_thread(self.process.wait, 20)
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 def rendezvous_files() -> set[str]:
@@ -117,7 +117,7 @@ def test_a_whole_life_without_an_expert_in_reach(tmp_path, tiny_models):
             register = await head.next(Register)
             assert (register.worker, register.incarnation) == ("aw0", 3)
             await head.send(Welcome(0))
-            ready = await head.next(Ready, 120)
+            ready = await head.next(Ready, 200)
             assert ready.detail["model"] == str(model)
             assert ready.detail["kv_blocks"] > 1
             assert ready.detail["rss"] > 1 << 20
@@ -162,7 +162,7 @@ def test_it_leaves_at_once_while_it_starts(how, tmp_path, tiny_models):
                 head.process.send_signal(signal.SIGTERM)
             else:
                 await head.send(Shutdown("enough"))
-            assert "during the start" in (await head.next(Stopping, 20)).reason
+            assert "during the start" in (await head.next(Stopping, 60)).reason
             assert await head.exit_status() == 0
             assert "Traceback" not in head.log.read_text()
 
