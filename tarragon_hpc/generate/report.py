@@ -59,7 +59,7 @@ class _SpeedColumn(ProgressColumn):
     """Generated tokens per second since the first request was sent."""
 
     def render(self, task: Task) -> Text:
-        tokens, seconds = task.fields.get("tokens", 0), task.elapsed
+        tokens, seconds = task.fields.get("tokens", 0), task.finished_time or task.elapsed
         return Text(f"{tokens / seconds:.0f} tok/s" if tokens and seconds else "- tok/s")
 
 
