@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_a_stop_leaves_nothing_behind(how, tiny_models, tmp_path):
         runtime = Path(json.loads((service.run_dir / "head.json").read_text())["runtime_dir"])
         assert runtime.stat().st_mode & 0o777 == 0o700
         if how == "stop":
-            command = ["tarragon", "stop", str(service.run_dir)]
+            command = [sys.executable, "-m", "tarragon_hpc.cli", "stop", str(service.run_dir)]
             subprocess.run(command, check=True, timeout=60)
         else:
             os.kill(service.process.pid, how)
