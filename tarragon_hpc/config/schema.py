@@ -67,7 +67,7 @@ class BatchingConfig(Section):
     """When an EW starts a layer's batch (paper §5.2)."""
 
     max_window_us: int = Field(
-        2000, ge=0, description="longest wait for the AWs that have not delivered this layer yet"
+        10_000, ge=0, description="longest wait for the AWs that have not delivered this layer yet"
     )
     min_rows: int = Field(1024, gt=0, description="enough rows: start without waiting")
     active_ms: int = Field(

@@ -6,12 +6,14 @@ Two rules bring AWs together and keep them so:
 
 Waiting. A free EW waits with a layer for the AWs that are on their way to it, but only for those
 that have shown that they come, and not for longer than it can pay. Whenever a layer is about to
-run, every active AW that has not passed it is *expected*; its next rows tell whether it came in
-time, and how late. An AW that mostly comes is waited for: twice its usual delay, never longer than
-`max_window`, and never longer than one batch instead of two saves (`cost.py`). Nor if AWs take
-longer between an answer and their next rows than is saved: answered together they leave the EW
-without work meanwhile, answered in turn they do not. So the window is closed at first and where
-there is one AW, follows what was needed, and closes again for an AW that is waited for in vain.
+run, every active AW that has not passed it is *expected*; its next rows tell whether it came. When
+an AW that mostly comes is due follows from when it was answered last and how long it usually takes
+from an answer to its next rows (between two steps longer than within one). It is waited for if it
+is due before one batch instead of two would have been paid for (`cost.py`), and until it is clearly
+late; never longer than `max_window` in all. Nor if AWs take longer between an answer and their next
+rows than is saved: answered together they leave the EW without work meanwhile, answered in turn
+they do not. So the window is closed at first and where there is one AW, follows what was needed,
+and closes again for an AW that is waited for in vain.
 
 Order. The layer that has waited longest goes first; but if AWs behind it in the round have rows
 here too, those go first a few times, so that they catch up. That costs the EW nothing, and is how
@@ -32,11 +34,10 @@ T = TypeVar("T")
 
 # An AW is waited for while it comes in about this share of the cases.
 _TRUST = 0.75
-# Weight of the newest observation: three arrivals in a row earn trust. Gaps are averaged over more,
-# since the one between two steps is longer than the others.
+# Weight of the newest observation: three arrivals in a row earn trust.
 _RATE = 1 / 4
-_SLOW_RATE = 1 / 16
-# Added to twice the usual delay, against the jitter of waking up.
+# An AW may be late by so many of its usual deviations, and by the jitter of waking up.
+_DEVIATIONS = 4
 _MARGIN_S = 20e-6
 # How often a layer lets AWs behind it go first, and how many times its rows they may bring: a
 # prompt must not hold up those that decode.
@@ -68,6 +69,21 @@ class Wait(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
+class _Gap:
+    """Seconds from an answer to the next rows: usual value and deviation."""
+
+    usual: float = 0.0
+    deviation: float = 0.0
+
+    def learn(self, seconds: float) -> None:
+        if self.usual == 0.0:
+            self.usual = seconds
+        off = seconds - self.usual
+        self.usual += _RATE * off
+        self.deviation += _RATE * (abs(off) - self.deviation)
+
+
+@dataclass(slots=True, eq=False)
 class _Peer:
     """What is known about one AW. Layers are positions in the round."""
 
@@ -77,11 +93,15 @@ class _Peer:
     queued: int = 0  # requests of it that wait here: it sends no other layer before the reply
     expected: int = -1  # the layer it is expected at; -1: none
     expected_since: float = 0.0
-    given_up: bool = False  # waited for in vain, and not heard of since
     trust: float = 0.5
-    delay: float = 0.0
-    answered: float = 0.0  # when its last request was answered; 0: the next one is known
-    gap: float = 0.0  # seconds from an answer to the next request
+    answered: float = 0.0  # when its last request was answered
+    owing: bool = False  # answered, and not heard of since
+    within: _Gap = field(default_factory=lambda: _Gap())  # from an answer to the next layer's rows
+    between: _Gap = field(default_factory=lambda: _Gap())  # the same where a step ends
+
+    def gap(self, position: int) -> _Gap:
+        """The gap before rows for `position`."""
+        return self.within if position > self.frontier else self.between
 
 
 @dataclass(slots=True, eq=False)
@@ -114,9 +134,9 @@ class Batcher(Generic[T]):
         self._active = active_s
         self._cost = BatchCost()
         self._idle_since: float | None = None  # since when a layer is being held
+        self.window_s = 0.0  # what the layer that was looked at last is granted; for `status`
         self._running: set[_Peer] = set()
         self._running_rows = 0
-        self._others = 1
         self._peers: dict[str, _Peer] = {}
         self._queues: dict[int, _Queue] = {}  # in the order in which they were opened
 
@@ -129,11 +149,6 @@ class Batcher(Generic[T]):
         """Requests that have arrived and not been started."""
         # A copy: this and the next may be read while another thread changes the queues.
         return sum(len(q.items) for q in list(self._queues.values()))
-
-    @property
-    def window_s(self) -> float:
-        """The longest wait that any AW would be granted now."""
-        return max((self._patience(p) for p in list(self._peers.values())), default=0.0)
 
     def join(self, peer: str, incarnation: int) -> bool:
         """An AW connected; False if it is older than the one of that name that is there.
@@ -182,11 +197,10 @@ class Batcher(Generic[T]):
             return False
         if known.expected >= 0:
             self._learn(known, position, now)
-        if known.answered > 0:
-            known.gap += _SLOW_RATE * (now - known.answered - known.gap)
-            known.answered = 0.0
+        if known.owing:
+            known.gap(position).learn(now - known.answered)
+            known.owing = False
         known.frontier = position
-        known.given_up = False
         known.seen = now
         known.queued += 1
         queue = self._queues.get(position)
@@ -207,18 +221,15 @@ class Batcher(Generic[T]):
                 first = queue
         if first is None:
             return Wait(float("inf"))
-        patience = self._expect_others(first, now)
+        closes = self._expect_others(first, now)
         if first.rows >= self._min_rows:
             return self._run(first, ENOUGH, now)
-        if patience == 0:
+        if closes is None:
             return self._run(first, COMPLETE if first.held else ALONE, now)
+        if closes <= now:
+            return self._run(first, CLOSED, now)
         if self._idle_since is None:
             self._idle_since = now
-        closes = self._idle_since + patience
-        if closes <= now:
-            for peer in self._peers.values():
-                peer.given_up = peer.expected >= 0
-            return self._run(first, CLOSED, now)
         first.held = True
         return Wait(closes)
 
@@ -228,6 +239,7 @@ class Batcher(Generic[T]):
         for peer in self._running:
             peer.answered = now
             peer.seen = now  # it could not be heard of while it was owed the answer
+            peer.owing = True
 
     def _run(self, queue: _Queue, reason: str, now: float) -> Run[T]:
         for other in self._queues.values():
@@ -247,21 +259,34 @@ class Batcher(Generic[T]):
         """Whether the AWs of a queue can join those of the other one if they go first."""
         return self._ahead(queue.position, other.position) and queue.rows <= _SIMILAR * other.rows
 
-    def _expect_others(self, queue: _Queue, now: float) -> float:
-        """Note who could come to a queue, and how long to wait for them (0: for nobody)."""
-        patience = 0.0
-        active = 0
-        for peer in self._peers.values():
-            if peer.frontier < 0 or now - peer.seen > self._active:
+    def _expect_others(self, queue: _Queue, now: float) -> float | None:
+        """Note who could come to a queue; until when to wait for them (None: for nobody)."""
+        since = now if self._idle_since is None else self._idle_since
+        saved = self._cost.fixed
+        limit = since + min(self._max_window, saved)
+        active = [
+            p for p in self._peers.values() if p.frontier >= 0 and now - p.seen <= self._active
+        ]
+        closes: float | None = None
+        for peer in active:
+            if peer.queued or not self._ahead(peer.frontier, queue.position):
                 continue
-            active += 1
-            if peer.queued == 0 and self._ahead(peer.frontier, queue.position):
-                if peer.expected < 0:
-                    peer.expected = queue.position
-                    peer.expected_since = now if self._idle_since is None else self._idle_since
-                patience = max(patience, self._patience(peer))
-        self._others = max(1, active - 1)
-        return patience
+            if peer.expected < 0:
+                peer.expected = queue.position
+                peer.expected_since = since
+            if (
+                peer.trust < _TRUST
+                or not peer.owing
+                or peer.within.usual > saved * max(1, len(active) - 1)
+            ):
+                continue
+            gap = peer.gap(queue.position)
+            due = peer.answered + gap.usual
+            if due <= limit:
+                latest = min(limit, due + _DEVIATIONS * gap.deviation + _MARGIN_S)
+                closes = latest if closes is None else max(closes, latest)
+        self.window_s = 0.0 if closes is None else max(0.0, closes - since)
+        return closes
 
     def _learn(self, peer: _Peer, position: int, now: float) -> None:
         """Rows for `position` tell whether an AW came where it was expected, or is on its way."""
@@ -271,15 +296,6 @@ class Batcher(Generic[T]):
         )
         peer.expected = -1
         peer.trust += _RATE * (came - peer.trust)
-        if came:
-            peer.delay += _RATE * (delay - peer.delay)
-
-    def _patience(self, peer: _Peer) -> float:
-        """How long to wait for an AW: 0 unless it usually comes."""
-        fixed = self._cost.fixed
-        if peer.given_up or peer.trust < _TRUST or peer.gap > fixed * self._others:
-            return 0.0
-        return min(self._max_window, fixed, 2 * peer.delay + _MARGIN_S)
 
     def _ahead(self, frontier: int, position: int) -> bool:
         """Whether an AW at `frontier` still has `position` before it in its round.
