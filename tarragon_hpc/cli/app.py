@@ -193,3 +193,16 @@ def bench_steady(
         json, model, attention_workers=attention_workers, expert_workers=expert_workers,
         rounds=rounds,
     )  # fmt: skip
+
+
+@bench_app.command("experts")
+def bench_experts(
+    hidden: Annotated[int | None, typer.Option(min=32, help="Default: 1024.")] = None,
+    ffn: Annotated[int | None, typer.Option(min=32, help="Default: 2048.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """The expert FFN kernel against vLLM's and torch's, by number of rows."""
+    from tarragon_hpc.cli.bench import bench
+
+    bench("experts", json, hidden=hidden, ffn=ffn, threads=threads)

@@ -1,4 +1,4 @@
-"""`tarragon generate` with real vLLM: killed in the middle, continued, every request answered once."""
+"""`tarragon generate` with real vLLM: killed in the middle, continued, each answered once."""
 
 from __future__ import annotations
 
