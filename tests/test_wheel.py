@@ -29,7 +29,7 @@ def test_pure_wheel_holds_the_package_only(tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     top = {n.split("/")[0] for n in names}
     assert {t for t in top if not t.endswith(".dist-info")} == {"tarragon_hpc"}
-    assert "tarragon_hpc/cli/app.py" in names
+    assert {"tarragon_hpc/cli/app.py", "tarragon_hpc/py.typed"} <= set(names)
     assert not [n for n in names if n.endswith((".so", ".cpp"))]
     assert any(n.endswith("licenses/LICENSE") for n in names)
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from rich.console import Console
 from rich.table import Table
-from tarragon_hpc.models.describe import describe
 
 from tarragon_hpc.bench.service import Service, serving
+from tarragon_hpc.models.describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -169,11 +169,14 @@ def stop(
 
 
 @bench_app.command("datapath")
-def bench_datapath(json: JsonFile = None) -> None:
+def bench_datapath(
+    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
+    json: JsonFile = None,
+) -> None:
     """A call of expert_io against an echo EW, beside a raw shared-memory ping-pong."""
     from tarragon_hpc.cli.bench import bench
 
-    bench("datapath", json)
+    bench("datapath", json, rounds=rounds)
 
 
 @bench_app.command("steady")

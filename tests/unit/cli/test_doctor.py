@@ -96,3 +96,11 @@ def test_every_finding_is_printed(monkeypatch, capsys):
     assert printed["torch"] == {"present": False, "detail": "not [here]"}
     doctor.show(findings)
     assert "not [here]" in capsys.readouterr().out
+
+
+@pytest.mark.vllm
+def test_the_real_probes_find_the_engine():
+    found = doctor.examine()
+    assert found["torch"].present
+    assert found["vllm"].present, found["vllm"].detail
+    assert found["vllm"].detail.startswith("0.32.")
