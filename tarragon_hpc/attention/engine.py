@@ -65,7 +65,8 @@ class Engine:
         `cpus`: the CPUs this process is bound to, None if to none. Raises ConfigError for settings
         the engine cannot have and ClusterError for what only vLLM can tell.
         """
-        torch.set_num_threads(cpu_threads(config, cpus))
+        self.threads = cpu_threads(config, cpus)
+        torch.set_num_threads(self.threads)
         device: DeviceKind = "cpu" if current_platform.is_cpu() else "cuda"
         arguments = engine_arguments(
             config, spec, device, load_format.LOAD_FORMAT, CompilationConfig._attention_ops
@@ -98,7 +99,8 @@ class Engine:
         self._calls.serving = True
 
     def __repr__(self) -> str:
-        return f"Engine({self._config.model_config.model}, {len(self._sequences)} sequences)"
+        model = self._config.model_config.model
+        return f"Engine({model}, {self.kv_blocks} KV blocks, {len(self._sequences)} sequences)"
 
     @property
     def has_work(self) -> bool:

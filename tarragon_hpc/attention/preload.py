@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import warnings
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process
@@ -39,6 +40,7 @@ def preload() -> None:
     for name in _UNWANTED:
         os.environ.pop(name, None)
     logging.getLogger("vllm").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     importlib.import_module("tarragon_hpc.attention.engine")
     for name in _LATER:
         importlib.import_module(name)

@@ -73,6 +73,7 @@ def main(context: WorkerContext) -> int:
             reason = "told to leave during the start"
         else:
             seconds = time.monotonic() - started
+            log.info("%s on %d threads after %.2f s", engine, engine.threads, seconds)
             link.send(Ready(*who, _detail(spec, engine, seconds)))
             loop = ServingLoop(who, engine, refe, mailbox.messages, link.send, gauges.publish)
             reason = loop.run()
