@@ -43,8 +43,6 @@ def check_request(prompt: Sequence[int], sampling: SamplingSpec, limits: Limits)
     _check_ids("stop_token_ids", sampling.stop_token_ids, limits)
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= limits.max_logprobs:
         _refuse("logprobs", sampling.logprobs, f"must be in [0, {limits.max_logprobs}]")
-    if sampling.prompt_logprobs is not None:  # TokenDelta has no place for them
-        _refuse("prompt_logprobs", sampling.prompt_logprobs, "is not supported")
 
 
 def _check_prompt(prompt: Sequence[int], limits: Limits) -> None:

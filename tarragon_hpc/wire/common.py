@@ -40,11 +40,13 @@ class SamplingSpec(Part, frozen=True):
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
     logprobs: int | None = None
-    prompt_logprobs: int | None = None
 
 
 class TokenLogprobs(Part, frozen=True):
-    """Log probabilities at one position: the chosen token first, then the most likely ones."""
+    """Log probabilities at one position: the chosen token's, then those of the n most likely.
+
+    The chosen one is there twice if it is among them; `rank` says so (1: the most likely).
+    """
 
     token_ids: list[int]
     logprobs: list[float]

@@ -55,7 +55,6 @@ def test_good_requests_pass(fields):
         ("stop_token_ids", [-1], "0 to 99"),
         ("logprobs", 21, r"\[0, 20\]"),
         ("logprobs", -1, r"\[0, 20\]"),
-        ("prompt_logprobs", 1, "not supported"),
     ],
 )
 def test_the_field_at_fault_is_named_with_what_is_allowed(field, value, allowed):
