@@ -102,7 +102,7 @@ def remote_experts(calls: ExpertCalls) -> Iterator[None]:
     """
     names = []
     try:
-        for base in _family(RoutedExperts):
+        for base in dict.fromkeys(_family(RoutedExperts)):
             remote = type(f"Remote{base.__name__}", (_Remote, base), {"expert_calls": calls})
             PluggableLayer.register_oot(remote, name=base.__name__)
             names.append(base.__name__)
@@ -158,4 +158,5 @@ def _facts(runner: Any, spec: ModelSpec) -> Iterator[tuple[str, Any, Any]]:
     yield "activation", routed.activation.value, spec.shape.activation
     yield "bias", routed.moe_config.has_bias, spec.shape.bias
     yield "apply_router_weight_on_input", routed.apply_router_weight_on_input, False
-    yield "router class", type(runner.router).__name__ == "ZeroExpertRouter", False
+    yield "swiglu_limit", routed.swiglu_limit, None
+    yield "use of zero experts", type(runner.router).__name__ == "ZeroExpertRouter", False

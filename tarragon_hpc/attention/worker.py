@@ -56,12 +56,12 @@ def main(context: WorkerContext) -> int:
     who = Incarnation(context.worker, context.incarnation)
     mailbox, gauges = Mailbox(), _Gauges()
     link = WorkerLink(context, {}, mailbox.put, gauges.read)
-    signal.signal(signal.SIGTERM, mailbox.on_sigterm)
-    link.start()
     with contextlib.ExitStack() as closing:
         closing.callback(link.close)
         try:
             started = time.monotonic()
+            signal.signal(signal.SIGTERM, mailbox.on_sigterm)
+            link.start()
             spec = describe(context.config.model.path, context.config.model.dtype)
             preload()
             mailbox.wait_for_welcome()
