@@ -110,6 +110,7 @@ async def assemble(
     launcher = LocalLauncher(
         {spec.worker: spec for spec in specs},
         path,
+        lambda who: orchestrator.ending(who),
         lambda who, returncode: orchestrator.exited(who, returncode),
     )
     stack.push_async_callback(launcher.close)

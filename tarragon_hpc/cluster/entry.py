@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from tarragon_hpc.cluster.lifeline import die_with
+from tarragon_hpc.cluster.lifeline import die_with, hold
 from tarragon_hpc.cluster.rendezvous import CONFIG, read_head, run_secret
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ConfigError, TarragonError
@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         die_with(args.parent)
     os.umask(0o077)
     configure(f"{args.worker}.{args.incarnation}")
+    if args.lifeline is not None:
+        hold(args.lifeline)
     faulthandler.enable()
     try:
         role = worker_role(args.worker)
@@ -93,6 +95,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--cpus", type=_cpu_list, help="bind to these CPUs, e.g. 0,1")
     parser.add_argument("--parent", type=_positive, help="pid to die with")
+    parser.add_argument("--lifeline", type=_positive, help="descriptor to hold until the end")
     return parser.parse_args(argv)
 
 

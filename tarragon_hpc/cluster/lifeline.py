@@ -1,12 +1,18 @@
-"""Die with the parent: a worker never outlives the process that supervises it."""
+"""Die with the parent, and let the parent know at once: two ties between a worker and its head."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import resource
 import signal
+import threading
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_CLONE_FILES = 0x400  # unshare(2)
+
+log = logging.getLogger(__name__)
 
 
 def die_with(parent: int) -> None:
@@ -22,3 +28,36 @@ def die_with(parent: int) -> None:
         raise OSError(code, f"prctl(PR_SET_PDEATHSIG): {os.strerror(code)}")
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hold(fd: int) -> None:
+    """Keep a socket open until this process begins to end; the peer then sees the end of file.
+
+    A dying process gives back its memory before it closes its files, and becomes a zombie (what a
+    pidfd tells) after that: tens to hundreds of milliseconds for an engine. So the socket goes to
+    a thread with a file table of its own (unshare(2), CLONE_FILES), which holds nothing else and
+    dies within a millisecond of the signal. The socket is closed for the rest of the process.
+    Call it before other files are open. Where the kernel refuses, the socket stays where it is,
+    and its end comes as late as that of all others.
+    """
+    moved = threading.Event()
+    refused: list[int] = []
+
+    def keep() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_CLONE_FILES) != 0:
+            refused.append(ctypes.get_errno())
+            moved.set()
+            return
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        os.closerange(0, fd)
+        os.closerange(fd + 1, most if most != resource.RLIM_INFINITY else 1 << 20)
+        moved.set()
+        os.read(fd, 1)  # for ever: nothing is ever sent
+
+    threading.Thread(target=keep, name="lifeline", daemon=True).start()
+    moved.wait()
+    if refused:
+        log.warning("unshare(CLONE_FILES): %s; a death is seen later", os.strerror(refused[0]))
+    else:
+        os.close(fd)

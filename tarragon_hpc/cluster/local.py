@@ -1,8 +1,9 @@
 """Workers as processes on this machine: start, watch, end.
 
 Every process has a session of its own (a Ctrl-C at the terminal reaches only the head) and dies
-with the head (`lifeline`). Its exit is noticed through a pidfd: no polling, no threads, no signal
-handler. Whatever it left in its process group is killed with it.
+with the head (`lifeline`). That it ends is noticed by the end of a socket that it holds, how it
+ended through a pidfd: no polling, no threads, no signal handler. Whatever it left in its process
+group is killed with it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,25 +33,28 @@ _TERM_GRACE_S = 2.0
 class _Child:
     process: subprocess.Popen[bytes]
     pidfd: int
+    line: socket.socket
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
 
 class LocalLauncher:
-    """Starts local processes from specs and reports each exit once, in the event loop.
-
-    `on_exit` gets the return code as in subprocess (negative: killed by that signal). Output goes
-    to `<run_dir>/logs/<worker>.<incarnation>.log`.
+    """Starts local processes from specs and reports, once each and in the event loop, that one
+    begins to end (`on_ending`) and that it has ended (`on_exit`, with the return code as in
+    subprocess: negative if a signal killed it). Output goes to
+    `<run_dir>/logs/<worker>.<incarnation>.log`.
     """
 
     def __init__(
         self,
         specs: Mapping[str, WorkerSpec],
         run_dir: Path,
+        on_ending: Callable[[Incarnation], None],
         on_exit: Callable[[Incarnation, int], None],
     ) -> None:
         self._specs = specs
         self._run_dir = run_dir
+        self._on_ending = on_ending
         self._on_exit = on_exit
         self._children: dict[Incarnation, _Child] = {}
 
@@ -59,15 +64,17 @@ class LocalLauncher:
     def start(self, who: Incarnation) -> int:
         """Start a process; returns its pid. Raises ClusterError."""
         spec = self._specs[who.worker]
+        ours, theirs = socket.socketpair()
         try:
-            with log_path(self._run_dir, who).open("ab") as log:
+            with theirs, log_path(self._run_dir, who).open("ab") as log:
                 process = subprocess.Popen(
-                    spec.command(who, self._run_dir, os.getpid()),
+                    spec.command(who, self._run_dir, os.getpid(), theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **spec.env},
                     start_new_session=True,
+                    pass_fds=[theirs.fileno()],
                 )
             try:
                 pidfd = os.pidfd_open(process.pid)
@@ -76,9 +83,12 @@ class LocalLauncher:
                 process.wait()
                 raise
         except OSError as error:
+            ours.close()
             raise ClusterError(f"cannot start {who}: {error}") from None
-        self._children[who] = _Child(process, pidfd)
-        asyncio.get_running_loop().add_reader(pidfd, self._reap, who)
+        self._children[who] = _Child(process, pidfd, ours)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, self._cut, who)
+        loop.add_reader(pidfd, self._reap, who)
         return process.pid
 
     def stop(self, who: Incarnation, grace_s: float) -> None:
@@ -105,7 +115,15 @@ class LocalLauncher:
         for child in children.values():
             await child.gone.wait()
 
+    def _cut(self, who: Incarnation) -> None:
+        line = self._children[who].line
+        asyncio.get_running_loop().remove_reader(line)
+        line.close()
+        self._on_ending(who)
+
     def _reap(self, who: Incarnation) -> None:
+        if self._children[who].line.fileno() >= 0:
+            self._cut(who)
         child = self._children.pop(who)
         # The process is a zombie now, so its pid still names its group and nobody else's.
         _kill_group(child.process.pid)

@@ -140,9 +140,9 @@ class Reporter:
                         record("exit known", exit=event.exit)
                     return
                 if isinstance(event, ev.WorkerExited):
-                    detected, reason = "process exit", event.exit
+                    detected, reason = "exit", event.exit
                 else:
-                    detected, reason = "connection", event.reason
+                    detected, reason = event.how, event.reason
                 if phase is Phase.DEAD:
                     log.warning("%s is lost: %s", who, reason)
                 last = self._heard().get(who)

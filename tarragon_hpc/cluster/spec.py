@@ -31,10 +31,13 @@ class WorkerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     program: tuple[str, ...] = _ENTRY
 
-    def command(self, who: Incarnation, run_dir: Path, parent: int) -> list[str]:
-        """The command line of one incarnation, a child of process `parent`."""
+    def command(self, who: Incarnation, run_dir: Path, parent: int, lifeline: int) -> list[str]:
+        """The command line of one incarnation, a child of process `parent` that holds the
+        descriptor `lifeline` open until it ends.
+        """
         command = [*self.program, "--worker", who.worker, "--incarnation", str(who.number)]
         command += ["--run-dir", str(run_dir), "--parent", str(parent)]
+        command += ["--lifeline", str(lifeline)]
         if self.cpus is not None:
             command += ["--cpus", ",".join(map(str, self.cpus))]
         return command

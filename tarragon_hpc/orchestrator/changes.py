@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tarragon_hpc.ids import Role
-from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.state import LEAVING, Phase, RunPhase, State, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ def availability(state: State) -> Availability:
     ]
     if orphans:
         what = f"expert{'s' if len(orphans) > 1 else ''} {ranges(orphans)}"
-        lost = "; ".join(f"{w.worker} {w.phase}: {w.reason}" for w in _not_holding(state, orphans))
+        names = dict.fromkeys(h for expert in orphans for h in state.table[expert])
+        lost = "; ".join(trouble(state.workers[name]) for name in names)
         return Availability(False, f"no live worker holds {what} ({lost})")
     if not any(w.phase is Phase.SERVING for w in state.of(Role.AW)):
         return Availability(False, "no attention worker is left")
@@ -79,11 +80,6 @@ def diff(old: State, new: State) -> Iterator[Change]:
         yield after
 
 
-def _not_holding(state: State, orphans: Sequence[int]) -> list[Worker]:
-    names = dict.fromkeys(h for expert in orphans for h in state.table[expert])
-    return [state.workers[name] for name in names]
-
-
 def run_word(state: State) -> str:
     """The state of the run as `tarragon status` says it."""
     if state.phase is RunPhase.ENDED:
@@ -92,8 +88,25 @@ def run_word(state: State) -> str:
         return str(state.phase)
     if not availability(state).serving:
         return "unavailable"
-    whole = all(w.phase not in GONE and w.responsive for w in state.workers.values())
-    return "serving" if whole else "degraded"
+    return "degraded" if any(map(trouble, state.workers.values())) else "serving"
+
+
+def run_reason(state: State) -> str:
+    """Why the run is in the state that `run_word` says; empty if all is well."""
+    if state.phase is RunPhase.STARTING:
+        return f"waiting for {state.waiting_for()}"
+    if state.phase is not RunPhase.RUNNING:
+        return state.reason
+    return availability(state).reason or "; ".join(
+        filter(None, map(trouble, state.workers.values()))
+    )
+
+
+def trouble(worker: Worker) -> str:
+    """What is wrong with a worker of a running run; empty if nothing is."""
+    if worker.phase in LEAVING:
+        return f"{worker.worker} {worker.phase}: {worker.exit or worker.reason}"
+    return "" if worker.responsive else f"{worker.worker} unresponsive"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -92,8 +92,12 @@ class WorkerSuspected(_About, frozen=True):
 
 
 class WorkerLost(_About, frozen=True):
-    """The connection to the worker ended, or it sent garbage."""
+    """The worker's process is ending, its connection ended, or it sent garbage.
 
+    `how`: what told it first.
+    """
+
+    how: str
     reason: str
 
 

@@ -24,6 +24,8 @@ class Policy:
     start_timeout_s: float
     exit_wait_s: float = 0.25
     """How long a lost worker's process may take to end by itself, with a status that explains."""
+    exit_limit_s: float = 10.0
+    """How long a fenced one's status may take; then the run goes on without it."""
     stop_grace_s: float = 5.0
     """From the order to leave to the first signal."""
 
@@ -108,7 +110,7 @@ def plan(state: State, now: float, policy: Policy) -> list[Action]:
     if state.phase is RunPhase.ENDED:
         return []
     if state.phase is RunPhase.STOPPING:
-        return [*_fence(state, now, policy), *_stop(state, policy), *_end(state)]
+        return [*_fence(state, now, policy), *_stop(state, policy), *_end(state, now, policy)]
     if given_up := list(_give_up(state, now, policy)):
         return [*given_up]
     return [
@@ -125,17 +127,12 @@ def _give_up(state: State, now: float, policy: Policy) -> Iterator[GiveUp]:
     if state.phase is not RunPhase.STARTING:
         return
     for worker in state.workers.values():
-        if worker.phase in GONE and (worker.exit or worker.fenced):
+        if _accounted_for(worker, now, policy):
             how = worker.exit or worker.reason
             yield GiveUp(f"{worker.worker} died during the start: {how}")
             return
     if now - state.since > policy.start_timeout_s:
-        waiting = ", ".join(
-            f"{w.worker} ({w.phase})"
-            for w in state.workers.values()
-            if w.phase is not Phase.SERVING
-        )
-        yield GiveUp(f"not serving after {policy.start_timeout_s:g} s: {waiting}")
+        yield GiveUp(f"not serving after {policy.start_timeout_s:g} s: {state.waiting_for()}")
 
 
 def _fence(state: State, now: float, policy: Policy) -> Iterator[Fence]:
@@ -192,10 +189,15 @@ def _stop(state: State, policy: Policy) -> Iterator[Stop]:
             yield Stop(worker.worker, worker.incarnation, grace, state.reason)
 
 
-def _end(state: State) -> Iterator[EndRun]:
-    done = all(
-        w.phase is Phase.PLANNED or (w.phase in GONE and (w.exit is not None or w.fenced))
-        for w in state.workers.values()
-    )
-    if done:
+def _end(state: State, now: float, policy: Policy) -> Iterator[EndRun]:
+    workers = state.workers.values()
+    if all(w.phase is Phase.PLANNED or _accounted_for(w, now, policy) for w in workers):
         yield EndRun(state.reason)
+
+
+def _accounted_for(worker: Worker, now: float, policy: Policy) -> bool:
+    """Gone, and either its exit status is known or it has been waited for long enough."""
+    if worker.phase not in GONE:
+        return False
+    waited = worker.fenced and now - worker.since > policy.exit_limit_s
+    return worker.exit is not None or waited

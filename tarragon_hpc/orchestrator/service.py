@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.orchestrator.journal import Journal
 
-# From a process's exit until its connection has been read to the end: normally at once.
-_LAST_WORDS_S = 0.02
+# From the first sign of a process's end until what it sent last has been read: a farewell that
+# is still in the socket tells leaving from dying.
+_ENDING_WAIT_S = 0.001
+_EXIT_WAIT_S = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -145,19 +147,24 @@ class Orchestrator:
         self.heard[who] = time.monotonic()
 
     def lost(self, who: Incarnation, reason: str) -> None:
-        """An admitted worker's connection ended; all that it sent has been read."""
+        """An admitted worker's connection ended; what it sent has been read."""
         self._links.pop(who, None)
         if who in self._exits:
             self._record_exit(who)
-        self.record(ev.WorkerLost(time.monotonic(), *who, reason))
+        self.record(ev.WorkerLost(time.monotonic(), *who, "connection", reason))
         self.heard.pop(who, None)
         self.stats.pop(who, None)
 
+    def ending(self, who: Incarnation) -> None:
+        """A worker's process begins to end; its exit status and connection follow later."""
+        asyncio.get_running_loop().call_later(_ENDING_WAIT_S, self._record_ending, who)
+
+    def _record_ending(self, who: Incarnation) -> None:
+        self.record(ev.WorkerLost(time.monotonic(), *who, "process", "its process ended"))
+
     def exited(self, who: Incarnation, returncode: int) -> None:
-        """A worker's process ended. What it sent last may still have to be read, and comes first:
-        it tells a farewell from a crash. Whoever else holds the connection open delays nothing.
-        """
-        wait_s = _LAST_WORDS_S if who in self._links else 0.0
+        """A worker's process has ended. Whoever else holds its connection open delays nothing."""
+        wait_s = _EXIT_WAIT_S if who in self._links else 0.0
         timer = asyncio.get_running_loop().call_later(wait_s, self._record_exit, who)
         self._exits[who] = (describe_exit(returncode), timer)
 

@@ -97,3 +97,8 @@ class State:
     def of(self, role: Role) -> list[Worker]:
         """The workers of a role, in order of their number."""
         return [w for w in self.workers.values() if w.role is role]
+
+    def waiting_for(self) -> str:
+        """Who does not serve, in words: `aw0 (loading), ew1 (starting)`."""
+        workers = self.workers.values()
+        return ", ".join(f"{w.worker} ({w.phase})" for w in workers if w.phase is not Phase.SERVING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.ids import Incarnation, Role
-from tarragon_hpc.orchestrator.changes import availability, run_word
+from tarragon_hpc.orchestrator.changes import run_reason, run_word
 from tarragon_hpc.orchestrator.state import LEAVING, State, Worker
 
 if TYPE_CHECKING:
@@ -23,11 +23,10 @@ def describe(
     stats: Mapping[Incarnation, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Plain data, ready for JSON. Without `now` (from a journal) nothing about time is said."""
-    reason = availability(state).reason or state.reason
     status: dict[str, Any] = {
         "run": state.run,
         "state": run_word(state),
-        "reason": reason,
+        "reason": run_reason(state),
         "endpoint": endpoint,
         "epoch": state.epoch,
         "stale_events": state.stale,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,7 +34,8 @@ class Bench:
         self.run_dir = run_dir
         self.exits: list[tuple[Incarnation, int]] = []
         self.grown = asyncio.Event()
-        self.launcher = LocalLauncher(specs, run_dir, self.on_exit)
+        self.endings: list[Incarnation] = []
+        self.launcher = LocalLauncher(specs, run_dir, self.endings.append, self.on_exit)
 
     def on_exit(self, who: Incarnation, returncode: int) -> None:
         self.exits.append((who, returncode))
@@ -43,6 +45,7 @@ class Bench:
         await asyncio.wait_for(self.grown.wait(), 20)
         ((who, returncode),) = self.exits
         assert who == EW0
+        assert self.endings == [EW0]
         return returncode
 
     async def output(self) -> str:
@@ -67,8 +70,9 @@ def test_a_process_has_its_arguments_session_environment_and_log(tmp_path: Path)
         pid = bench.launcher.start(EW0)
         assert await bench.exit() == 0
         expected = ["--worker", "ew0", "--incarnation", "1", "--run-dir", str(tmp_path)]
-        expected += ["--parent", str(os.getpid())]
-        assert await bench.output() == f"{expected} True value"
+        expected += ["--parent", str(os.getpid()), "--lifeline"]
+        assert (await bench.output()).startswith(f"{expected}"[:-1])
+        assert (await bench.output()).endswith("True value")
         assert not exists(pid)
         assert "nothing runs" in repr(bench.launcher)
 
@@ -99,6 +103,50 @@ def test_an_exit_is_seen_at_once(tmp_path: Path):
         return time.monotonic() - killed
 
     assert asyncio.run(scenario()) < 0.5
+
+
+HOLDS = """
+import os, subprocess, sys, threading
+from tarragon_hpc.cluster.lifeline import hold
+fd = int(sys.argv[1])
+hold(fd)
+try:
+    os.fstat(fd)
+except OSError:
+    here = "gone"
+else:
+    here = "still here"
+apart = subprocess.Popen(["sleep", "60"], close_fds=False, start_new_session=True)
+print(here, apart.pid, *(t.name for t in threading.enumerate()), flush=True)
+apart.wait()
+"""
+
+
+def test_a_lifeline_belongs_to_a_thread_alone_and_ends_with_it():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDS, str(theirs.fileno())],
+            stdout=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            text=True,
+        )
+        theirs.close()
+        with process:
+            where, apart, *threads = process.stdout.readline().split()
+            try:
+                assert where == "gone"
+                assert "lifeline" in threads
+                ours.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    ours.recv(1)
+                ours.settimeout(10)
+                process.kill()
+                # Its child, which got all files of the process, lives on; the lifeline does not.
+                assert ours.recv(1) == b""
+                assert exists(int(apart))
+            finally:
+                os.kill(int(apart), signal.SIGKILL)
 
 
 def test_what_a_worker_started_ends_with_it(tmp_path: Path):
@@ -149,7 +197,7 @@ def test_a_program_that_is_not_there_is_a_clear_error(tmp_path: Path):
     async def scenario() -> None:
         (tmp_path / "logs").mkdir()
         spec = WorkerSpec("ew0", Role.EW, None, program=("/nowhere/python",))
-        launcher = LocalLauncher({"ew0": spec}, tmp_path, lambda who, returncode: None)
+        launcher = LocalLauncher({"ew0": spec}, tmp_path, print, print)
         with pytest.raises(ClusterError, match="cannot start ew0.1: .*/nowhere/python"):
             launcher.start(EW0)
 

@@ -77,10 +77,11 @@ def test_aws_that_share_a_gpu_must_fit_on_it():
 
 def test_the_command_line_is_one_that_the_entry_understands(monkeypatch):
     (aw, *_) = plan_workers(config(1, 1), [2, 3], [])
-    command = aw.command(Incarnation("aw0", 4), Path("/runs/r"), 99)
+    command = aw.command(Incarnation("aw0", 4), Path("/runs/r"), 99, 7)
     assert command[:3] == [sys.executable, "-m", "tarragon_hpc.cluster.entry"]
     seen = []
     monkeypatch.setattr("tarragon_hpc.cluster.entry.die_with", lambda parent: seen.append(parent))
+    monkeypatch.setattr("tarragon_hpc.cluster.entry.hold", seen.append)
     monkeypatch.setattr("tarragon_hpc.cluster.entry.configure", seen.append)
     monkeypatch.setattr("tarragon_hpc.cluster.entry.os.umask", lambda mask: None)
     monkeypatch.setattr("tarragon_hpc.cluster.entry.faulthandler.enable", lambda: None)
@@ -89,7 +90,7 @@ def test_the_command_line_is_one_that_the_entry_understands(monkeypatch):
         lambda *args: seen.append(args) or (_ for _ in ()).throw(ConfigError("x", "enough")),
     )
     assert entry_main(command[3:]) == 2
-    assert seen == [99, "aw0.4", (Path("/runs/r"), "aw0", 4, (2, 3))]
+    assert seen == [99, "aw0.4", 7, (Path("/runs/r"), "aw0", 4, (2, 3))]
 
 
 def test_the_machine_is_asked_without_torch(monkeypatch):

@@ -38,7 +38,7 @@ def any_event() -> st.SearchStrategy[ev.Event]:
         ev.WorkerSilent: who | {"silent_s": at},
         ev.WorkerHeard: who,
         ev.WorkerSuspected: who | {"by": text, "reason": text},
-        ev.WorkerLost: who | {"reason": text},
+        ev.WorkerLost: who | {"how": text, "reason": text},
         ev.WorkerExited: who | {"exit": text},
         ev.WorkerStopAsked: who | {"reason": text},
         ev.WorkerLeaving: who | {"reason": text},
@@ -108,7 +108,7 @@ def test_an_aw_serves_whichever_comes_first_ready_or_table(scenario):
 
 def test_a_lost_connection_or_an_exit_is_death_and_the_first_reason_stays(scenario):
     scenario.running()
-    scenario.happen(ev.WorkerLost, "ew0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "ew0", 1, "connection", "its connection was closed")
     scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
     ew0 = scenario["ew0"]
     assert (ew0.phase, ew0.reason, ew0.exit) == (
@@ -117,7 +117,7 @@ def test_a_lost_connection_or_an_exit_is_death_and_the_first_reason_stays(scenar
         "killed by SIGKILL",
     )
     scenario.happen(ev.WorkerExited, "aw0", 1, "exit status 0")
-    scenario.happen(ev.WorkerLost, "aw0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "aw0", 1, "connection", "its connection was closed")
     assert scenario.state.stale == 0
     assert (scenario["aw0"].phase, scenario["aw0"].reason) == (Phase.DEAD, "exit status 0")
     assert scenario.state.phase is RunPhase.RUNNING
@@ -126,7 +126,7 @@ def test_a_lost_connection_or_an_exit_is_death_and_the_first_reason_stays(scenar
 def test_who_leaves_as_asked_is_stopped_not_dead(scenario):
     scenario.running()
     scenario.happen(ev.WorkerStopAsked, "ew0", 1, "the run is over")
-    scenario.happen(ev.WorkerLost, "ew0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "ew0", 1, "connection", "its connection was closed")
     scenario.happen(ev.WorkerExited, "ew0", 1, "exit status 0")
     ew0 = scenario["ew0"]
     assert (ew0.phase, ew0.reason, ew0.exit) == (Phase.STOPPED, "the run is over", "exit status 0")
@@ -136,8 +136,8 @@ def test_who_leaves_as_asked_is_stopped_not_dead(scenario):
     "event",
     [
         ev.WorkerReady(9.0, "ew0", 2, {}),
-        ev.WorkerLost(9.0, "ew0", 0, "old"),
-        ev.WorkerLost(9.0, "ew7", 1, "unknown"),
+        ev.WorkerLost(9.0, "ew0", 0, "connection", "old"),
+        ev.WorkerLost(9.0, "ew7", 1, "connection", "unknown"),
         ev.WorkerRegistered(9.0, "ew0", 1, 5, "h", {}),
         ev.WorkerStarted(9.0, "ew0", 1, 5),
         ev.WorkerStarted(9.0, "ew0", 2, 5),
@@ -153,7 +153,7 @@ def test_stale_events_change_nothing_but_a_counter(scenario, event):
 
 def test_nothing_about_a_dead_incarnation_matters_any_more(scenario):
     scenario.running()
-    before = scenario.happen(ev.WorkerLost, "aw0", 1, "gone")
+    before = scenario.happen(ev.WorkerLost, "aw0", 1, "connection", "gone")
     for kind, fields in [(ev.WorkerReady, ({},)), (ev.TableTaken, (1,)), (ev.WorkerHeard, ())]:
         after = scenario.happen(kind, "aw0", 1, *fields)
         assert after.workers == before.workers

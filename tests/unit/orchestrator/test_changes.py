@@ -12,6 +12,7 @@ from tarragon_hpc.orchestrator.changes import (
     availability,
     diff,
     ranges,
+    run_reason,
     run_word,
 )
 
@@ -25,11 +26,13 @@ def test_admission_opens_after_the_last_worker_serves(scenario):
     scenario.started().registered().loading().ready().published().taken("aw0")
     assert not availability(scenario.state).serving
     assert run_word(scenario.state) == "starting"
+    assert run_reason(scenario.state) == "waiting for aw1 (ready)"
     assert changes(scenario, ev.TableTaken, "aw1", 1, 1) == [
         AttentionServing("aw1", 1),
         Availability(True, ""),
     ]
     assert run_word(scenario.state) == "serving"
+    assert run_reason(scenario.state) == ""
 
 
 def test_a_lost_aw_is_gone_but_the_others_serve(scenario):
@@ -38,7 +41,7 @@ def test_a_lost_aw_is_gone_but_the_others_serve(scenario):
         AttentionGone("aw0", 1, "killed by SIGKILL")
     ]
     assert run_word(scenario.state) == "degraded"
-    assert changes(scenario, ev.WorkerLost, "aw1", 1, "closed") == [
+    assert changes(scenario, ev.WorkerLost, "aw1", 1, "connection", "closed") == [
         Availability(False, "no attention worker is left"),
         AttentionGone("aw1", 1, "closed"),
     ]
@@ -64,7 +67,9 @@ def test_a_live_shadow_keeps_admission_open(scenario):
 def test_a_silent_worker_makes_the_run_degraded(scenario):
     scenario.running()
     assert changes(scenario, ev.WorkerSilent, "ew1", 1, 2.0) == []
+    scenario.happen(ev.WorkerExited, "aw0", 1, "killed by SIGKILL")
     assert run_word(scenario.state) == "degraded"
+    assert run_reason(scenario.state) == "aw0 dead: killed by SIGKILL; ew1 unresponsive"
 
 
 def test_draining_closes_admission_first_and_ends_in_a_word(scenario):

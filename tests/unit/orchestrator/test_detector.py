@@ -38,7 +38,7 @@ def test_a_worker_that_still_loads_is_given_time(scenario):
 def test_only_the_current_connected_incarnation_is_judged(scenario):
     state = scenario.running().state
     assert verdicts(state, {Incarnation("ew0", 9): 0.0}, 1e6, 1.0) == []
-    dead = scenario.happen(ev.WorkerLost, "ew0", 1, "gone")
+    dead = scenario.happen(ev.WorkerLost, "ew0", 1, "connection", "gone")
     assert verdicts(dead, {EW0: 0.0}, 1e6, 1.0) == []
 
 

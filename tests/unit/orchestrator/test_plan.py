@@ -18,7 +18,7 @@ from tarragon_hpc.orchestrator.plan import (
     plan,
 )
 
-POLICY = Policy(start_timeout_s=60, exit_wait_s=0.5, stop_grace_s=5)
+POLICY = Policy(start_timeout_s=60, exit_wait_s=0.5, exit_limit_s=8, stop_grace_s=5)
 
 
 def planned(scenario, later: float = 0.0):
@@ -66,11 +66,12 @@ def test_a_death_during_the_start_ends_the_start_at_once(scenario):
 
 def test_a_lost_connection_waits_for_the_exit_that_explains_it_but_not_for_ever(scenario):
     scenario.started().registered().loading()
-    scenario.happen(ev.WorkerLost, "aw1", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "aw1", 1, "connection", "its connection was closed")
     assert planned(scenario) == []
     assert planned(scenario, later=1.0) == [Fence("aw1", 1, "its connection was closed")]
     scenario.happen(ev.WorkerFenced, "aw1", 1)
-    assert planned(scenario) == [
+    assert planned(scenario) == []
+    assert planned(scenario, later=10) == [
         GiveUp("aw1 died during the start: its connection was closed"),
     ]
 
@@ -83,7 +84,7 @@ def test_a_start_that_takes_too_long_says_who_is_missing(scenario):
 
 def test_a_dead_worker_of_a_running_run_is_fenced_and_not_restarted(scenario):
     scenario.running()
-    scenario.happen(ev.WorkerLost, "ew0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "ew0", 1, "connection", "its connection was closed")
     assert planned(scenario, later=1.0) == [Fence("ew0", 1, "its connection was closed")]
     scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
     assert planned(scenario, later=1.0) == []
@@ -103,7 +104,7 @@ def test_a_run_ends_when_every_process_is_known_to_be_gone(scenario):
     for worker in ("aw0", "aw1", "ew0", "ew1"):
         scenario.happen(ev.WorkerStopAsked, worker, 1, "enough")
     for worker in ("aw0", "aw1", "ew0", "ew1"):
-        scenario.happen(ev.WorkerLost, worker, 1, "its connection was closed")
+        scenario.happen(ev.WorkerLost, worker, 1, "connection", "its connection was closed")
     assert planned(scenario) == []
     for worker in ("aw0", "aw1", "ew0"):
         scenario.happen(ev.WorkerExited, worker, 1, "exit status 0")
@@ -117,7 +118,7 @@ def test_a_run_ends_when_every_process_is_known_to_be_gone(scenario):
 def test_who_says_goodbye_but_lingers_is_fenced_after_the_grace(scenario):
     scenario.running()
     scenario.happen(ev.WorkerLeaving, "aw0", 1, "bye")
-    scenario.happen(ev.WorkerLost, "aw0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "aw0", 1, "connection", "its connection was closed")
     assert planned(scenario, later=4) == []
     assert planned(scenario, later=6) == [Fence("aw0", 1, "bye")]
 

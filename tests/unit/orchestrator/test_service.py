@@ -238,6 +238,26 @@ def test_the_last_words_of_a_worker_are_heard_before_its_exit(tmp_path: Path):
     asyncio.run(scenario())
 
 
+def test_a_process_that_begins_to_end_is_lost_before_its_exit_is_known(tmp_path: Path):
+    async def scenario() -> None:
+        world = World(tmp_path)
+        async with running(world):
+            await world.bring_up()
+            ew0 = Incarnation("ew0", 1)
+            world.orchestrator.ending(ew0)
+            await world.until(lambda: world.phase("ew0") is Phase.DEAD)
+            lost = world.observed[-1]
+            assert isinstance(lost, ev.WorkerLost)
+            assert (lost.how, lost.reason) == ("process", "its process ended")
+            world.orchestrator.lost(ew0, "its connection was closed")
+            world.orchestrator.exited(ew0, -9)
+            await world.until(lambda: world.orchestrator.state.workers["ew0"].exit)
+            assert world.orchestrator.state.workers["ew0"].exit == "killed by SIGKILL"
+            assert world.orchestrator.state.stale == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_lost_worker_that_lingers_is_fenced(tmp_path: Path):
     async def scenario() -> None:
         world = World(tmp_path, exit_wait_s=0.05)

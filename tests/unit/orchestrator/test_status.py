@@ -43,7 +43,7 @@ def test_a_running_run(scenario):
 def test_deaths_and_silence_are_said_with_their_reason(scenario):
     scenario.running()
     scenario.happen(ev.WorkerSilent, "aw1", 1, 2.0)
-    scenario.happen(ev.WorkerLost, "ew0", 1, "its connection was closed")
+    scenario.happen(ev.WorkerLost, "ew0", 1, "connection", "its connection was closed")
     state = scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
     status = describe(state, endpoint=None)
     words = {w["id"]: w["state"] for w in status["workers"]}
