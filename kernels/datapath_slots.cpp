@@ -10,6 +10,28 @@ namespace nb = nanobind;
 
 namespace {
 
+// A LifeSign or LifeWatch that holds the memory it lives in.
+struct OwnLife {
+    explicit OwnLife(nb::handle bell_memory) : memory(bell_memory, true), sign(life_words(memory)) {}
+    Buffer memory;
+    LifeSign sign;
+};
+
+struct PeerLife {
+    PeerLife(nb::handle bell_memory, uint32_t word, Slots &slots, Doorbell &bell)
+        : memory(bell_memory, true), watch(&checked(memory, word), [&slots, &bell] {
+              slots.set_lost();
+              bell.ring();
+          }) {}
+    static LifeWord &checked(const Buffer &memory, uint32_t word) {
+        if (word >= kLifeWords)
+            throw nb::value_error("no such sign of life");
+        return life_words(memory)[word];
+    }
+    Buffer memory;
+    LifeWatch watch;
+};
+
 struct Mapping {
     void *address;
     size_t nbytes;
@@ -39,7 +61,8 @@ void bind_slots(nb::module_ &m) {
     m.def("slot_offset",
           [](uint32_t slot, uint64_t nbytes) { return slot * slot_stride(nbytes) + sizeof(Control); },
           nb::arg("slot"), nb::arg("nbytes"));
-    m.attr("BELL_BYTES") = sizeof(BellWords);
+    m.attr("BELL_BYTES") = kBellBytes;
+    m.attr("LIFE_WORDS") = kLifeWords;
 
     nb::class_<Doorbell>(m, "Doorbell")
         .def(nb::init<nb::handle, uint32_t>(), nb::arg("memory"), nb::arg("spin_us"))
@@ -47,18 +70,28 @@ void bind_slots(nb::module_ &m) {
         .def("ring", &Doorbell::ring)
         .def("wait", &Doorbell::wait, nb::arg("seen"), nb::arg("timeout_s"));
 
-    nb::class_<ClientSlots>(m, "ClientSlots")
+    nb::class_<OwnLife>(m, "LifeSign").def(nb::init<nb::handle>(), nb::arg("bell_memory"));
+    nb::class_<PeerLife>(m, "LifeWatch")
+        .def(nb::init<nb::handle, uint32_t, Slots &, Doorbell &>(), nb::keep_alive<1, 4>(),
+             nb::keep_alive<1, 5>(), nb::arg("peer_bell_memory"), nb::arg("word"),
+             nb::arg("slots"), nb::arg("bell"))
+        .def("stop", [](PeerLife &life) { life.watch.stop(); });
+
+    nb::class_<Slots>(m, "Slots")
+        .def("set_lost", &Slots::set_lost)
+        .def_prop_ro("lost", &Slots::lost);
+
+    nb::class_<ClientSlots, Slots>(m, "ClientSlots")
         .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Doorbell &>(),
              nb::keep_alive<1, 7>(), nb::arg("request"), nb::arg("reply"), nb::arg("slots"),
              nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer_bell"))
-        .def("set_lost", &ClientSlots::set_lost)
         .def("acquire", &ClientSlots::acquire)
         .def("post", &ClientSlots::post, nb::arg("slot"), nb::arg("nbytes"))
         .def("reply", &ClientSlots::reply, nb::arg("slot"))
         .def("release", &ClientSlots::release, nb::arg("slot"))
         .def("abandon", &ClientSlots::abandon, nb::arg("slot"));
 
-    nb::class_<ServerSlots>(m, "ServerSlots")
+    nb::class_<ServerSlots, Slots>(m, "ServerSlots")
         .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Doorbell &>(),
              nb::keep_alive<1, 7>(), nb::arg("request"), nb::arg("reply"), nb::arg("slots"),
              nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer_bell"))

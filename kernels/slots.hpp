@@ -17,6 +17,7 @@
 
 #include "bell.hpp"
 #include "buffer.hpp"
+#include "life.hpp"
 
 struct Control {
     alignas(64) std::atomic<uint64_t> sequence;
@@ -61,11 +62,23 @@ private:
     uint64_t stride_;
 };
 
+// The memory of a doorbell: the counter, then the signs of life of its owner.
+constexpr size_t kBellBytes = 4096;
+constexpr size_t kLifeOffset = 1024;
+static_assert(sizeof(BellWords) <= kLifeOffset &&
+              kLifeOffset + kLifeWords * sizeof(LifeWord) <= kBellBytes);
+
+inline LifeWord *life_words(const Buffer &bell) {
+    if (bell.size() < kBellBytes)
+        throw nanobind::value_error("doorbell memory is too small");
+    return reinterpret_cast<LifeWord *>(bell.data() + kLifeOffset);
+}
+
 class Doorbell {
 public:
     Doorbell(nanobind::handle memory, uint32_t spin_us)
         : memory_(memory, true), spin_ns_(int64_t{spin_us} * 1000) {
-        if (memory_.size() < sizeof(BellWords))
+        if (memory_.size() < kBellBytes)
             throw nanobind::value_error("doorbell memory is too small");
         words_ = reinterpret_cast<BellWords *>(memory_.data());
     }
@@ -98,16 +111,23 @@ private:
 enum class State : uint8_t { free, filling, posted, answered, abandoned };
 constexpr const char *kNames[] = {"free", "filling", "posted", "answered", "abandoned"};
 
-class ClientSlots {
+// What both ends of a channel have in common: the peer may be gone.
+class Slots {
+public:
+    // From any thread.
+    void set_lost() { lost_.store(true, std::memory_order_release); }
+    bool lost() const { return lost_.load(std::memory_order_acquire); }
+
+private:
+    std::atomic<bool> lost_{false};
+};
+
+class ClientSlots : public Slots {
 public:
     ClientSlots(nanobind::handle request, nanobind::handle reply, uint32_t slots, uint64_t request_bytes,
                 uint64_t reply_bytes, Doorbell &bell)
         : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), bell_(bell),
           request_bytes_(request_bytes), reply_bytes_(reply_bytes), slots_(slots) {}
-
-    // The peer is gone; from any thread.
-    void set_lost() { lost_.store(true, std::memory_order_release); }
-    bool lost() const { return lost_.load(std::memory_order_acquire); }
 
     bool can_acquire() {
         auto slot = static_cast<uint32_t>(next_ % slots_.size());
@@ -177,10 +197,9 @@ private:
     uint64_t request_bytes_, reply_bytes_;
     uint64_t next_ = 0;
     std::vector<Slot> slots_;
-    std::atomic<bool> lost_{false};
 };
 
-class ServerSlots {
+class ServerSlots : public Slots {
 public:
     ServerSlots(nanobind::handle request, nanobind::handle reply, uint32_t slots, uint64_t request_bytes,
                 uint64_t reply_bytes, Doorbell &bell)
@@ -191,7 +210,7 @@ public:
     // reply it is still owed gets the length 2^64 - 1, which no slot has.
     std::optional<std::pair<uint32_t, uint64_t>> poll() {
         auto slot = static_cast<uint32_t>(next_ % owed_.size());
-        if (!request_.holds(slot, next_ + 1))
+        if (lost() || !request_.holds(slot, next_ + 1))
             return std::nullopt;
         if (owed_[slot])
             return std::pair(slot, UINT64_MAX);

@@ -9,6 +9,7 @@ from tarragon_hpc.ops.base import Segment
 # datapath_slots.cpp: shared memory, slots, doorbells (the contract is in transport/base.py)
 
 BELL_BYTES: int
+LIFE_WORDS: int
 
 def map_shared(fd: int, nbytes: int) -> memoryview:
     """Map a memory file read-write; unmapped when the last view of it is gone. Raises OSError."""
@@ -19,6 +20,24 @@ def ring_bytes(slots: int, nbytes: int) -> int:
 def slot_offset(slot: int, nbytes: int) -> int:
     """Where the buffer of a slot starts in its ring."""
 
+class LifeSign:
+    """Gives the signs of life in a doorbell's memory, LIFE_WORDS of them, while it exists.
+
+    Destruction gives no sign; the death of the process does, before its memory is unmapped.
+    """
+
+    def __init__(self, bell_memory: Buffer) -> None: ...
+
+class LifeWatch:
+    """Marks `slots` lost and rings `bell`, from a thread of its own, when the owner of the sign of
+    life `word` in a peer's doorbell memory has died."""
+
+    def __init__(
+        self, peer_bell_memory: Buffer, word: int, slots: Slots, bell: Doorbell
+    ) -> None: ...
+    def stop(self) -> None:
+        """End the watch. Safe to call twice."""
+
 class Doorbell:
     """Counter and sleepers in `BELL_BYTES` of shared memory; see `base.Doorbell`."""
 
@@ -27,7 +46,15 @@ class Doorbell:
     def ring(self) -> None: ...
     def wait(self, seen: int, timeout_s: float) -> int: ...
 
-class ClientSlots:
+class Slots:
+    """An end of a channel; once lost it acquires and polls nothing any more."""
+
+    def set_lost(self) -> None:
+        """From any thread."""
+    @property
+    def lost(self) -> bool: ...
+
+class ClientSlots(Slots):
     """The asking end of two rings: `request` in the peer's memory, `reply` in ours."""
 
     def __init__(
@@ -39,8 +66,6 @@ class ClientSlots:
         reply_bytes: int,
         peer_bell: Doorbell,
     ) -> None: ...
-    def set_lost(self) -> None:
-        """The peer is gone: nothing is acquired any more. From any thread."""
     def acquire(self) -> int | None: ...
     def post(self, slot: int, nbytes: int) -> None: ...
     def reply(self, slot: int) -> int | None:
@@ -48,7 +73,7 @@ class ClientSlots:
     def release(self, slot: int) -> None: ...
     def abandon(self, slot: int) -> None: ...
 
-class ServerSlots:
+class ServerSlots(Slots):
     """The answering end: `request` in our memory, `reply` in the peer's."""
 
     def __init__(
@@ -149,6 +174,22 @@ class Lane:
         self, topk_ids: int, rows: int, hidden: int, first_sequence: int, layer: int
     ) -> Call | None: ...
     def finish(self, call: Call, weights: int, out: int, timeout_s: float) -> int: ...
+
+# pingpong.cpp: the floor under the datapath, for bench/datapath.py; no twin
+
+def pingpong_bytes(request_bytes: int, reply_bytes: int) -> int:
+    """Bytes of shared memory for messages of these sizes."""
+
+def pingpong_serve(memory: Buffer, spin_us: int) -> None:
+    """Answer round trips until `pingpong_stop`; the GIL is released."""
+
+def pingpong_ask(
+    memory: Buffer, request_bytes: int, reply_bytes: int, count: int, spin_us: int
+) -> list[int]:
+    """Nanoseconds of each of `count` round trips with these sizes."""
+
+def pingpong_stop(memory: Buffer) -> None:
+    """End `pingpong_serve`."""
 
 # ffn.cpp: the twin is ops/torch_bank.py
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShmConnector", "ShmDoorbell", "ShmListener"]
 
-HANDSHAKE_S = 5.0
+HANDSHAKE_S = 10.0
 MAX_JOINING = 64
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class ShmListener:
             try:
                 self._admit(sock, join, fds, deadline)
             except ConnectFailed as refusal:
-                shm_join.answer(sock, str(refusal), [], deadline)
+                shm_join.reply(sock, shm_join.Answer(str(refusal)), [], deadline)
                 raise
             finally:
                 unix.close_all(fds)
@@ -136,9 +136,11 @@ class ShmListener:
         self, sock: socket.socket, join: shm_join.Join, fds: list[int], deadline: float
     ) -> None:
         """Make the channel and tell both sides; adds to `fds` what the caller closes."""
-        refusal = self._refusal(join) or shm_join.geometry_refusal(join.geometry, self._max_bytes)
-        if refusal is None and len(fds) != 2:
-            refusal = f"expected 2 descriptors, got {len(fds)}"
+        refusal = (
+            self._refusal(join)
+            or shm_join.geometry_refusal(join.geometry, self._max_bytes)
+            or shm_join.joint_refusal(join.life, fds)
+        )
         if refusal is not None:
             raise ConnectFailed(refusal)
         g = join.geometry
@@ -161,8 +163,10 @@ class ShmListener:
             refusal = "the listener is closed" if self._closed else self._refusal(join)
             if refusal is not None:
                 raise ConnectFailed(refusal)
-            shm_join.answer(sock, None, [fd, self._bell.fd], deadline)
-            channel.start(sock, self._monitor)
+            with self._bell.life() as life:
+                answer = shm_join.Answer(life=life)
+                shm_join.reply(sock, answer, [fd, self._bell.fd], deadline)
+                channel.start(sock, self._monitor, life, join.life)
             self._joining[threading.current_thread()] = None
             older = self._admission.admit(channel)
             self._accepted.append(channel)
@@ -213,7 +217,8 @@ class ShmConnector:
         try:
             sock = unix.connect(path, deadline)
             try:
-                return self._join(sock, peer, peer_incarnation, geometry, deadline)
+                with self._bell.life() as life:
+                    return self._join(sock, peer, peer_incarnation, geometry, life, deadline)
             except BaseException:
                 sock.close()
                 raise
@@ -226,6 +231,7 @@ class ShmConnector:
         peer: str,
         peer_incarnation: int,
         g: Geometry,
+        life: int,
         deadline: float,
     ) -> ShmClientChannel:
         join = shm_join.Join(
@@ -236,12 +242,13 @@ class ShmConnector:
             g.slots,
             g.request_bytes,
             g.reply_bytes,
+            life,
         )
         fd, replies = memory.create_memory(
             f"tarragon-{self._worker}", native.module.ring_bytes(g.slots, g.reply_bytes)
         )
         try:
-            got = shm_join.ask(sock, self._secret, join, [fd, self._bell.fd], deadline)
+            peer_life, got = shm_join.ask(sock, self._secret, join, [fd, self._bell.fd], deadline)
         finally:
             os.close(fd)
         try:
@@ -260,5 +267,5 @@ class ShmConnector:
             replies=replies,
             peer_bell=peer_bell,
         )
-        channel.start(sock, self._monitor)
+        channel.start(sock, self._monitor, life, peer_life)
         return channel

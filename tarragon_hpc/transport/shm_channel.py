@@ -5,6 +5,7 @@ The rings and the doorbell are native; here is who is at the other end and wheth
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -16,13 +17,17 @@ from tarragon_hpc.transport.watch import PeerWatch
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
+    from tarragon_hpc._native import ClientSlots, LifeWatch, ServerSlots, Slots
     from tarragon_hpc.transport.base import Geometry
     from tarragon_hpc.transport.monitor import Monitor
 
 
 class ShmDoorbell:
     """The one doorbell of a process; `fd` is what peers get to ring it. See `base.Doorbell`.
+
+    Its memory also holds this process's signs of life, one for each peer to watch.
 
     native: the same for native code
     spin_us: how long `wait` spins before it sleeps, in microseconds.
@@ -32,6 +37,8 @@ class ShmDoorbell:
         memory.require_native()
         self.fd, view = memory.create_memory("tarragon-bell", native.module.BELL_BYTES)
         self.native = native.module.Doorbell(view, spin_us)
+        self._sign = native.module.LifeSign(view)
+        self._lives = list(range(native.module.LIFE_WORDS))
 
     def value(self) -> int:
         return self.native.value()
@@ -42,6 +49,25 @@ class ShmDoorbell:
     def wait(self, seen: int, timeout_s: float) -> int:
         return self.native.wait(seen, timeout_s)
 
+    @contextlib.contextmanager
+    def life(self) -> Iterator[int]:
+        """A sign of life for one peer, who keeps it unless the block raises.
+
+        Should they run out, some peers share one, and all but one of those will learn of this
+        process's death by its socket only, which takes longer.
+        """
+        life = self._lives.pop() if self._lives else 0
+        try:
+            yield life
+        except BaseException:
+            self.give_life(life)
+            raise
+
+    def give_life(self, life: int) -> None:
+        """The peer does not watch it any more."""
+        if life not in self._lives:
+            self._lives.append(life)
+
     def close(self) -> None:
         """No peer can join by it any more; the memory lives as long as it is mapped."""
         if self.fd >= 0:
@@ -50,18 +76,30 @@ class ShmDoorbell:
 
 
 class _ShmChannel:
-    """What both ends have in common. `bell` is this process's own."""
+    """What both ends have in common.
+
+    bell: this process's own; peer_bell: memory of the peer's; native: the slots, for native code
+    """
+
+    native: Slots
 
     def __init__(
-        self, peer: str, peer_incarnation: int, geometry: Geometry, bell: ShmDoorbell
+        self,
+        peer: str,
+        peer_incarnation: int,
+        geometry: Geometry,
+        bell: ShmDoorbell,
+        peer_bell: memoryview,
     ) -> None:
         self.peer = peer
         self.peer_incarnation = peer_incarnation
         self.geometry = geometry
         self._bell = bell
+        self._life = 0
+        self._peer_bell = peer_bell
         self._lost: str | None = None
         self._lock = threading.Lock()
-        self._watch: PeerWatch | None = None
+        self._watches: list[PeerWatch | LifeWatch] = []
 
     def __repr__(self) -> str:
         state = f"lost: {self._lost}" if self._lost else "open"
@@ -69,11 +107,20 @@ class _ShmChannel:
 
     @property
     def lost(self) -> str | None:
+        if self._lost is None and self.native.lost:
+            self.lose("process gone")  # the sign of life was given up; the socket will follow
         return self._lost
 
-    def start(self, sock: socket.socket, monitor: Monitor) -> None:
-        """Take over the handshake's socket and watch the peer by it."""
-        self._watch = PeerWatch(sock, monitor, self.lose)
+    def start(self, sock: socket.socket, monitor: Monitor, life: int, peer_life: int) -> None:
+        """Take over the handshake's socket; watch the peer by it and by its sign of life.
+
+        life: the sign of life that the peer watches.
+        """
+        self._life = life
+        self._watches = [
+            native.module.LifeWatch(self._peer_bell, peer_life, self.native, self._bell.native),
+            PeerWatch(sock, monitor, self.lose),
+        ]
 
     def lose(self, reason: str) -> None:
         """The peer is gone, for a reason; only the first one counts. From any thread."""
@@ -81,17 +128,17 @@ class _ShmChannel:
             if self._lost is not None:
                 return
             self._lost = reason
-            self._on_lost()
+            self.native.set_lost()
         self._bell.ring()
-
-    def _on_lost(self) -> None:
-        """Before the bell tells."""
 
     def cut(self, reason: str) -> None:
         """Give the peer up; it sees this end close."""
         self.lose(reason)
-        if self._watch is not None:
-            self._watch.close()
+        watches, self._watches = self._watches, []
+        for watch in watches:
+            watch.stop()
+        if watches:
+            self._bell.give_life(self._life)
 
     def close(self) -> None:
         self.cut("closed")
@@ -103,10 +150,9 @@ def _views(ring: memoryview, slots: int, nbytes: int) -> list[memoryview]:
 
 
 class ShmClientChannel(_ShmChannel):
-    """See `base.ClientChannel`. requests: mapping of the peer's ring; replies: of our own.
+    """See `base.ClientChannel`. requests: mapping of the peer's ring; replies: of our own."""
 
-    native: its slots, for native code
-    """
+    native: ClientSlots
 
     def __init__(
         self,
@@ -119,7 +165,7 @@ class ShmClientChannel(_ShmChannel):
         replies: memoryview,
         peer_bell: memoryview,
     ) -> None:
-        super().__init__(peer, peer_incarnation, geometry, bell)
+        super().__init__(peer, peer_incarnation, geometry, bell, peer_bell)
         g = geometry
         self.native = native.module.ClientSlots(
             requests,
@@ -131,9 +177,6 @@ class ShmClientChannel(_ShmChannel):
         )
         self._requests = _views(requests, g.slots, g.request_bytes)
         self._replies = [v.toreadonly() for v in _views(replies, g.slots, g.reply_bytes)]
-
-    def _on_lost(self) -> None:
-        self.native.set_lost()
 
     def acquire(self) -> int | None:
         return self.native.acquire()
@@ -163,6 +206,8 @@ class ShmClientChannel(_ShmChannel):
 class ShmServerChannel(_ShmChannel):
     """See `base.ServerChannel`. requests: mapping of our own ring; replies: of the peer's."""
 
+    native: ServerSlots
+
     def __init__(
         self,
         peer: str,
@@ -174,9 +219,9 @@ class ShmServerChannel(_ShmChannel):
         replies: memoryview,
         peer_bell: memoryview,
     ) -> None:
-        super().__init__(peer, peer_incarnation, geometry, bell)
+        super().__init__(peer, peer_incarnation, geometry, bell, peer_bell)
         g = geometry
-        self._slots = native.module.ServerSlots(
+        self.native = native.module.ServerSlots(
             requests,
             replies,
             g.slots,
@@ -188,9 +233,7 @@ class ShmServerChannel(_ShmChannel):
         self._replies = _views(replies, g.slots, g.reply_bytes)
 
     def poll(self) -> Request | None:
-        if self._lost is not None:
-            return None
-        found = self._slots.poll()
+        found = self.native.poll()
         if found is None:
             return None
         slot, nbytes = found
@@ -203,4 +246,4 @@ class ShmServerChannel(_ShmChannel):
         return self._replies[slot]
 
     def send(self, slot: int, nbytes: int) -> None:
-        self._slots.send(slot, nbytes)
+        self.native.send(slot, nbytes)

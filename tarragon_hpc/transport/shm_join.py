@@ -3,6 +3,7 @@
 Same user id (SO_PEERCRED) → mutual challenge (`wire/auth.py`, purpose "data") → client: who it is,
 whom it wants, the geometry, with descriptors of its reply ring and its doorbell → server: yes, with
 descriptors of its request ring and its doorbell, or no, with the reason. One deadline for it all.
+`life`: the sign of life in the sender's doorbell memory that the receiver shall watch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from tarragon_hpc import native
 from tarragon_hpc.errors import ConnectFailed, FrameError
 from tarragon_hpc.transport import unix
 from tarragon_hpc.transport.base import Geometry
@@ -35,6 +37,7 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int
     request_bytes: int
     reply_bytes: int
+    life: int
 
     @property
     def geometry(self) -> Geometry:
@@ -45,6 +48,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Server to client; without a refusal it carries descriptors."""
 
     refusal: str | None = None
+    life: int = 0
 
 
 def geometry_refusal(g: Geometry, max_bytes: int) -> str | None:
@@ -58,10 +62,19 @@ def geometry_refusal(g: Geometry, max_bytes: int) -> str | None:
     return None
 
 
+def joint_refusal(life: int, fds: list[int]) -> str | None:
+    """Why what came with a join or an answer cannot be used, or None."""
+    if len(fds) != 2:
+        return f"expected 2 descriptors, got {len(fds)}"
+    if not 0 <= life < native.module.LIFE_WORDS:
+        return f"sign of life {life}; allowed are 0 to {native.module.LIFE_WORDS - 1}"
+    return None
+
+
 def ask(
     sock: socket.socket, secret: bytes, join: Join, fds: list[int], deadline: float
-) -> list[int]:
-    """The client's half; returns the server's two descriptors, which the caller must close.
+) -> tuple[int, list[int]]:
+    """The client's half; returns the server's sign of life and two descriptors to be closed.
 
     Raises ConnectFailed (refused), AuthError, FrameError or OSError.
     """
@@ -75,15 +88,14 @@ def ask(
     unix.send_frame(sock, msgspec.msgpack.encode(join), fds, deadline)
     body, got = unix.receive_frame(sock, 2, deadline)
     try:
-        refusal = _decode(body, Answer).refusal
-        if refusal is None and len(got) != 2:
-            refusal = f"expected 2 descriptors, got {len(got)}"
+        answer = _decode(body, Answer)
+        refusal = answer.refusal or joint_refusal(answer.life, got)
         if refusal is not None:
             raise ConnectFailed(refusal)
     except BaseException:
         unix.close_all(got)
         raise
-    return got
+    return answer.life, got
 
 
 def hear(sock: socket.socket, secret: bytes, deadline: float) -> tuple[Join, list[int]]:
@@ -105,9 +117,9 @@ def hear(sock: socket.socket, secret: bytes, deadline: float) -> tuple[Join, lis
         raise
 
 
-def answer(sock: socket.socket, refusal: str | None, fds: list[int], deadline: float) -> None:
+def reply(sock: socket.socket, answer: Answer, fds: list[int], deadline: float) -> None:
     """The server's last word. Raises OSError."""
-    unix.send_frame(sock, msgspec.msgpack.encode(Answer(refusal)), fds, deadline)
+    unix.send_frame(sock, msgspec.msgpack.encode(answer), fds, deadline)
 
 
 def _decode(body: bytes, kind: type[T]) -> T:

@@ -76,9 +76,9 @@ class PeerWatch:
 
     def _tell(self, reason: str) -> None:
         self._on_gone(reason)
-        self.close()
+        self.stop()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Say farewell and let go of the descriptors. Safe to call twice and from any thread."""
         with self._lock:
             if not self._open:

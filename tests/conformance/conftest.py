@@ -48,7 +48,7 @@ class World:
         for other in self.peers:
             other.end()
         for thread in set(threading.enumerate()) - self._threads:
-            thread.join(5)
+            thread.join(20)
             assert not thread.is_alive(), f"{thread} was left behind"
 
 

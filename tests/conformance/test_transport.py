@@ -14,7 +14,7 @@ from tarragon_hpc.errors import ConnectFailed
 from tarragon_hpc.transport.base import Geometry
 
 SMALL = Geometry(4, 256, 256)
-SOON = 5.0  # seconds: longer than anything here takes, on any machine
+SOON = 20.0  # seconds: longer than anything here takes, on any machine
 
 
 class Pair:

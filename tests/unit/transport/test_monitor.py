@@ -12,7 +12,7 @@ import threading
 from tarragon_hpc.transport.monitor import Monitor
 from tarragon_hpc.transport.watch import BYE, PeerWatch
 
-SOON = 5.0
+SOON = 20.0
 
 
 def test_callbacks_come_from_one_thread_that_lives_as_long_as_it_is_needed():
@@ -53,7 +53,7 @@ def told(sock, act):
     watch = PeerWatch(sock, Monitor("test-watch"), on_gone)
     act()
     assert gone.wait(SOON)
-    watch.close()
+    watch.stop()
     return reasons
 
 
@@ -68,12 +68,12 @@ def test_the_reason_tells_how_the_peer_went():
     theirs.close()
 
 
-def test_close_says_farewell_and_is_told_to_nobody():
+def test_stop_says_farewell_and_is_told_to_nobody():
     ours, theirs = socket.socketpair()
     reasons = []
     watch = PeerWatch(ours, Monitor("test-watch"), reasons.append)
-    watch.close()
-    watch.close()
+    watch.stop()
+    watch.stop()
     assert theirs.recv(10) == BYE
     assert theirs.recv(10) == b""
     assert reasons == []

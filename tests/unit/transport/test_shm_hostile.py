@@ -23,7 +23,7 @@ pytestmark = pytest.mark.native
 
 SECRET = b"s" * 32
 GEOMETRY = Geometry(2, 256, 512)
-SOON = 5.0
+SOON = 20.0
 
 
 @pytest.fixture
@@ -130,6 +130,7 @@ def join(**change):
         "slots": 2,
         "request_bytes": 256,
         "reply_bytes": 512,
+        "life": 0,
     }
     return msgspec.msgpack.encode(fields | change)
 
@@ -162,6 +163,8 @@ def offered(bells):
         ({"reply_bytes": 1 << 20}, "allowed are 1048576"),
         ({"reply_bytes": 513}, "expected memory"),
         ({"peer_incarnation": 9}, "this is ew0.1"),
+        ({"life": 256}, "sign of life 256; allowed are 0 to 255"),
+        ({"life": -1}, "sign of life -1"),
     ],
 )
 def test_a_join_that_makes_no_sense_is_refused_with_the_reason(

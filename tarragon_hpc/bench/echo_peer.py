@@ -1,0 +1,90 @@
+"""The other process of `bench datapath`: an EW that echoes, and the raw ping-pong beside it.
+
+Run as `python -m tarragon_hpc.bench.echo_peer JSON`; prints one line when it listens, and ends when
+its standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from tarragon_hpc import native
+from tarragon_hpc.config.schema import BatchingConfig
+from tarragon_hpc.expert.server import ExpertServer
+from tarragon_hpc.models.spec import ExpertShape, ModelSpec
+from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+
+if TYPE_CHECKING:
+    from tarragon_hpc.ops.base import Segment
+
+
+class EchoBank:
+    """An ExpertBank whose experts return their input rows."""
+
+    def __init__(self, experts: int, row_bytes: int) -> None:
+        self._experts = frozenset(range(experts))
+        self._row_bytes = row_bytes
+
+    def experts(self) -> frozenset[int]:
+        return self._experts
+
+    def run(self, layer: int, segments: list[Segment]) -> None:
+        for s in segments:
+            native.module.gather_rows(s.x, s.index, s.count, s.y, self._row_bytes)
+
+    def nbytes(self) -> int:
+        return 0
+
+
+def echo_spec(experts: int, top_k: int, hidden: int) -> ModelSpec:
+    """A model of one bfloat16 MoE layer, as far as the expert server looks at it."""
+    return ModelSpec(
+        path="",
+        family="mixtral",
+        architecture="echo",
+        dtype="bfloat16",
+        layers=1,
+        moe_layers=(0,),
+        experts=experts,
+        top_k=top_k,
+        shape=ExpertShape(hidden=hidden, ffn=1),
+        vocab=1,
+        max_len=1,
+        eos_token_ids=(),
+        bos_token_id=None,
+    )
+
+
+def main(argument: str) -> None:
+    """Serve as the JSON argument says: directory, secret, cpu, experts, hidden, spin_us, raw_fd,
+    raw_bytes."""
+    options = json.loads(argument)
+    if options["cpu"] is not None:
+        os.sched_setaffinity(0, {options["cpu"]})
+    raw = native.module.map_shared(options["raw_fd"], options["raw_bytes"])
+    spin_us = options["spin_us"]
+    threading.Thread(
+        target=native.module.pingpong_serve, args=(raw, spin_us), name="raw", daemon=True
+    ).start()
+    bell = ShmDoorbell(spin_us)
+    listener = ShmListener(options["directory"], "ew0", 1, bytes.fromhex(options["secret"]), bell)
+    spec = echo_spec(options["experts"], 1, options["hidden"])
+    bank = EchoBank(spec.experts, spec.shape.hidden * 2)
+    server = ExpertServer(bank, listener, bell, spec, 1, BatchingConfig())
+
+    def stop_with_the_parent() -> None:
+        sys.stdin.read()
+        native.module.pingpong_stop(raw)
+        server.stop("the benchmark is over", drain=False)
+
+    threading.Thread(target=stop_with_the_parent, name="parent", daemon=True).start()
+    print(json.dumps(listener.address()), flush=True)
+    server.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
