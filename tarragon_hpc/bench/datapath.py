@@ -174,11 +174,11 @@ def _peers(spin_us: int) -> Iterator[Peers]:
 
 
 def _print(records: list[dict[str, Any]], cpus: tuple[int, int] | None, spin_us: int) -> None:
-    where = f"CPUs {cpus[0]} and {cpus[1]}" if cpus else "one CPU for both processes"
+    where = f"CPUs {cpus[0]} and {cpus[1]}" if cpus else "one CPU for both"
     table = Table(
-        title=f"expert_io over shm, {HIDDEN} x bfloat16, top-1, echo EW ({where}; "
-        f"spin {spin_us} µs)",
-        caption="floor: C++ ping-pong of the same bytes; µs per round trip",
+        title=f"expert_io over shm: {HIDDEN} x bfloat16, top-1, echo EW",
+        caption=f"µs per round trip; floor: C++ ping-pong of the same bytes; {where}; "
+        f"spin {spin_us} µs",
     )
     for name in ("rows", "KiB", "p50", "floor p50", "ratio", "extra", "p99", "floor p99"):
         table.add_column(name, justify="right")

@@ -35,7 +35,7 @@ loop). `Doorbell.ring`, `lost` and `Listener`/`Connector` bookkeeping may be tou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,7 @@ class Geometry:
     reply_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A posted request at the server; `data` stays valid and unchanged until `send(slot)`."""
 
     slot: int

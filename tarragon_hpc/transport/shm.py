@@ -75,6 +75,8 @@ class ShmListener:
         return {"kind": "shm", "path": self._path}
 
     def accepted(self) -> list[ServerChannel]:
+        if not self._accepted:  # asked in every round of the expert loop
+            return []
         with self._lock:
             joined, self._accepted = self._accepted, []
         return joined
