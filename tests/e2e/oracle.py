@@ -46,6 +46,7 @@ def by_transformers(model: str, prompts: list[list[int]], new_tokens: int) -> li
     import torch
     from transformers import AutoModelForCausalLM
 
+    torch.set_num_threads(1)  # tiny matrices: a second thread costs more than it does
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     results = []
     for ids in prompts:

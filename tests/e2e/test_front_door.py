@@ -55,7 +55,7 @@ def test_garbage_on_every_port(tiny_models, tmp_path):
             if c.status == psutil.CONN_LISTEN
         }
         head = json.loads((service.run_dir / "head.json").read_text())
-        assert any(port == head["port"] for _, port in listening), (head, listening)
+        assert any(port == head["control_port"] for _, port in listening), (head, listening)
         for ip, port in listening:
             for size in (0, 1, 40, 5000):
                 try:
