@@ -73,7 +73,7 @@ def make_config(tiny_models, tmp_path: Path) -> Callable[..., Config]:
         data = {
             "model": {"path": str(tiny_models("mixtral")), "served_name": "tiny"},
             "gateway": {"port": 0},
-            "detection": {"heartbeat_ms": 50, "heartbeat_misses": 8},
+            "detection": {"heartbeat_ms": 50, "heartbeat_misses": 20},
             "cluster": {"start_timeout_s": 60, "drain_timeout_s": 10},
             "run": {"root": str(tmp_path / "runs")},
         }

@@ -44,12 +44,12 @@ def test_serve_and_stop_leaves_only_the_run_directory(make_config, serving, runt
             metrics = (await service.http.get(service.info.endpoint[:-2] + "metrics")).text
             assert 'tarragon_workers{role="ew",state="serving"} 2.0' in metrics
             assert 'tarragon_worker_stat{name="beat",worker="aw0"} 1.0' in metrics
-            assert len(list(runtime_root.iterdir())) == 1
+            assert len(list(runtime_root.glob("tarragon-*"))) == 1
             pids = [w["pid"] for w in status["workers"]]
             service.stop.set()
             assert await service.task == 0
             assert all(map(gone, pids))
-            assert not list(runtime_root.iterdir())
+            assert not list(runtime_root.glob("tarragon-*"))
             after = await service.status()
             assert after["state"] == "ended"
             assert {w["state"] for w in after["workers"]} == {"stopped"}
@@ -164,7 +164,7 @@ def test_a_worker_that_dies_at_once_fails_the_start_with_its_last_words(
     text = str(error.value)
     assert text.startswith("ew1 died during the start: exit status 9; the end of ")
     assert text.endswith("ew1.1.log:\n  | this worker has a bad day")
-    assert not list(runtime_root.iterdir())
+    assert not list(runtime_root.glob("tarragon-*"))
     (run_dir,) = Path(config.run.root).iterdir()
     status = asyncio.run(query_status(run_dir))
     assert status["state"] == "failed"
