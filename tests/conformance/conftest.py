@@ -22,6 +22,7 @@ from tarragon_hpc.transport.inproc import (
     InprocNetwork,
 )
 from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+from tests.conformance.pairs import Pair
 
 PEER = pathlib.Path(__file__).with_name("peer.py")
 PACKAGE = str(pathlib.Path(tarragon_hpc.__file__).parent.parent)
@@ -193,3 +194,8 @@ def world(request, tmp_path):
 def reply_to():
     """What serving peers answer."""
     return peer.reply_to
+
+
+@pytest.fixture
+def pair(world):
+    return Pair(world)
