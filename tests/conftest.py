@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.models.spec import Family
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to its background jobs: children would inherit an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TinyModels(Protocol):

@@ -53,9 +53,7 @@ def serving(
     command = [sys.executable, "-m", "tarragon_hpc.cli", "serve", str(file)]
     command += ["--run-dir", str(run_dir)]
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=_heed_interrupts
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         timer = threading.Timer(start_timeout_s, process.kill)
         timer.start()
@@ -70,11 +68,6 @@ def serving(
         yield Service(endpoint, run_dir, process)
     finally:
         _stop(process)
-
-
-def _heed_interrupts() -> None:
-    """Undo what a shell does to its background jobs, which would be inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_ready(process: subprocess.Popen[str]) -> str | None:
