@@ -10,9 +10,9 @@ namespace {
 struct Avx512 {
     using F = __m512;
     static constexpr int kRows = 6;
-    // 6 x 4 accumulators, 4 weights, 1 row: 29 of 32 registers; one row alone needs 8 to hide latency.
+    // 6 x 4 accumulators, 4 weights, 1 row: 29 of 32 registers.
     template <int R>
-    static constexpr int cols = R == 1 ? 8 : 4;
+    static constexpr int cols = 4;
     template <int R>
     static constexpr bool reload = R == kRows;
 

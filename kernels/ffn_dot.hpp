@@ -43,7 +43,7 @@ struct Part {
     float *acc;
 };
 
-// `rows` weight rows, `stride` bytes apart, to bring to the second-level cache block by block.
+// `rows` weight rows, `stride` bytes apart, to bring to the caches block by block.
 struct Prefetch {
     const std::byte *at;
     size_t stride, rows;
@@ -67,7 +67,7 @@ void dot_tile(const float *x, const Panel<C> &w, const Part &part, Prefetch ahea
     for (size_t b = 0; b < full; ++b, at += w.step, x += 2 * R * kLanes) {
         for (size_t i = 0; i < ahead.rows; ++i)
             for (size_t o = 0; o < block_bytes; o += 64)
-                __builtin_prefetch(ahead.at + i * ahead.stride + o, 0, 2);
+                __builtin_prefetch(ahead.at + i * ahead.stride + o, 0, 3);
         ahead.at += block_bytes;
         F wv[C];
 #pragma GCC unroll 8
@@ -199,7 +199,7 @@ void dots(const Matrix &m, size_t unit, size_t next, const Tiling &tiling, size_
         Rows<D> w{m.w + unit * kBlock * row_bytes + k0 * item, row_bytes, least(step, m.k - k0), rows};
         // While tiles run on these weights, each brings a share of the next ones to the cache, so
         // memory and arithmetic overlap whatever the number of rows. A single tile has the rows
-        // right behind its own brought; a single row is left to the hardware, as good at that.
+        // right behind its own brought.
         const size_t from = single ? unit * kBlock : (last ? next : unit) * kBlock;
         const size_t left = from < m.outputs ? m.outputs - from : 0;
         const std::byte *ahead = m.w + from * row_bytes + (last ? 0 : k0 + step) * item;
@@ -212,11 +212,10 @@ void dots(const Matrix &m, size_t unit, size_t next, const Tiling &tiling, size_
                 const size_t s1 = single ? 2 * C : C * (t - t0 + 1) / tiles;
                 for (size_t c = 0; c < kBlock; c += C) {
                     const size_t p0 = least(c + s0, left), p1 = least(c + s1, left);
-                    const size_t pn = R == 1 && single ? 0 : p1 - p0;
                     dot_tile<V, D, R, C>(
                         x + at * xk + k0 * R, w.template panel<C>(c),
                         {w.cols, k0 == 0, last, local.acc + (i * kBlock + c * R) * kLanes},
-                        {ahead + p0 * row_bytes, row_bytes, pn}, &out[i][c]);
+                        {ahead + p0 * row_bytes, row_bytes, p1 - p0}, &out[i][c]);
                 }
             });
         }

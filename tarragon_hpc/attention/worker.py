@@ -22,6 +22,7 @@ from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
 
@@ -76,6 +77,8 @@ def main(context: WorkerContext) -> int:
             log.info("%s on %d threads after %.2f s", engine, engine.threads, seconds)
             link.send(Ready(*who, _detail(spec, engine, seconds)))
             loop = ServingLoop(who, engine, refe, mailbox.messages, link.send, gauges.publish)
+            if context.shares_cpus:
+                take_turns()
             reason = loop.run()
             engine.close()
         log.info("leaving: %s", reason)
@@ -87,7 +90,7 @@ def main(context: WorkerContext) -> int:
 def _forwarding(context: WorkerContext, spec: ModelSpec) -> Iterator[Refe]:
     """The REFE, without any EW yet."""
     config = context.config
-    bell = ShmDoorbell(config.transport.spin_us)
+    bell = ShmDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
     refe = Refe(
         worker=context.worker,
         incarnation=context.incarnation,

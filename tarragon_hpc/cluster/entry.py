@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     faulthandler.enable()
     try:
         role = worker_role(args.worker)
-        context = make_context(args.run_dir, args.worker, args.incarnation, args.cpus)
+        context = make_context(
+            args.run_dir, args.worker, args.incarnation, args.cpus, shares_cpus=args.shares_cpus
+        )
         if context.cpus is not None:
             bind(context.cpus)
         status: int = importlib.import_module(_MAIN[role]).main(context)
@@ -62,7 +64,12 @@ def worker_role(worker: str) -> Role:
 
 
 def make_context(
-    run_dir: Path, worker: str, incarnation: int, cpus: tuple[int, ...] | None
+    run_dir: Path,
+    worker: str,
+    incarnation: int,
+    cpus: tuple[int, ...] | None,
+    *,
+    shares_cpus: bool = False,
 ) -> WorkerContext:
     """Gather what the run directory says. Raises ConfigError or ClusterError."""
     head = read_head(run_dir)
@@ -75,6 +82,7 @@ def make_context(
         head=(head.control_host, head.control_port),
         runtime_dir=Path(head.runtime_dir),
         cpus=cpus,
+        shares_cpus=shares_cpus,
     )
 
 
@@ -94,6 +102,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--incarnation", required=True, type=_positive)
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--cpus", type=_cpu_list, help="bind to these CPUs, e.g. 0,1")
+    parser.add_argument(
+        "--shares-cpus", action="store_true", help="AWs and EWs compute on the same CPUs"
+    )
     parser.add_argument("--parent", type=_positive, help="pid to die with")
     parser.add_argument("--lifeline", type=_positive, help="descriptor to hold until the end")
     return parser.parse_args(argv)

@@ -22,13 +22,15 @@ _ENTRY = (sys.executable, "-m", "tarragon_hpc.cluster.entry")
 class WorkerSpec:
     """One worker's place; the same for all its incarnations.
 
-    `cpus` None: not bound. `env` is added to the head's own environment.
+    `cpus` None: not bound. `shares_cpus`: AWs and EWs compute on the same CPUs. `env` is added to
+    the head's own environment.
     """
 
     worker: str
     role: Role
     cpus: tuple[int, ...] | None
     env: Mapping[str, str] = field(default_factory=dict)
+    shares_cpus: bool = False
     program: tuple[str, ...] = _ENTRY
 
     def command(self, who: Incarnation, run_dir: Path, parent: int, lifeline: int) -> list[str]:
@@ -40,6 +42,8 @@ class WorkerSpec:
         command += ["--lifeline", str(lifeline)]
         if self.cpus is not None:
             command += ["--cpus", ",".join(map(str, self.cpus))]
+        if self.shares_cpus:
+            command += ["--shares-cpus"]
         return command
 
 
@@ -65,7 +69,9 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
                 env["CUDA_VISIBLE_DEVICES"] = gpu
                 sharing[gpu] = sharing.get(gpu, 0) + (role is Role.AW)
             pinned = share if config.cluster.pin == "auto" else None
-            specs.append(WorkerSpec(worker_id(role, number), role, pinned, env))
+            specs.append(
+                WorkerSpec(worker_id(role, number), role, pinned, env, shares_cpus=not gpus)
+            )
     fraction = config.attention.gpu_memory_fraction
     for gpu, workers in sharing.items():
         if workers > 1 and workers * fraction > 1:

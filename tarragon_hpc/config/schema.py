@@ -123,7 +123,12 @@ class TransportConfig(Section):
     kind: Literal["auto", "shm"] = "auto"
     slots: int = Field(4, ge=1, le=256, description="requests in flight per (AW, EW)")
     slot_rows: int = Field(256, ge=1, le=65536, description="rows of one slot; more go in several")
-    spin_us: int = Field(20, ge=0, le=1000, description="busy wait before sleeping")
+    spin_us: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="busy wait before sleeping; none where AWs and EWs share CPUs",
+    )
 
 
 class DetectionConfig(Section):

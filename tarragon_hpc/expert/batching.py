@@ -15,6 +15,9 @@ rows than is saved: answered together they leave the EW without work meanwhile, 
 they do not. So the window is closed at first and where there is one AW, follows what was needed,
 and closes again for an AW that is waited for in vain.
 
+Where AWs compute on the EW's own CPUs (`shares_cpus`) an EW that waits costs nothing: the AWs have
+the time. Whatever one batch saves is saved then, so only `max_window` bounds the wait.
+
 Order. The layer that has waited longest goes first; but if AWs behind it in the round have rows
 here too, those go first a few times, so that they catch up. That costs the EW nothing, and is how
 AWs that are some layers apart (a new one, paper §5.4) come together.
@@ -122,16 +125,24 @@ class Batcher(Generic[T]):
     """The queues of one EW. Times are seconds of any one monotonic clock.
 
     `layers` are the model's MoE layers, in order; an AW goes round them once per step.
+    `shares_cpus`: AWs compute on this EW's CPUs.
     """
 
     def __init__(
-        self, layers: Sequence[int], *, max_window_s: float, min_rows: int, active_s: float
+        self,
+        layers: Sequence[int],
+        *,
+        max_window_s: float,
+        min_rows: int,
+        active_s: float,
+        shares_cpus: bool = False,
     ) -> None:
         self._position = {layer: i for i, layer in enumerate(layers)}
         self._half = max(1, len(layers) // 2)
         self._max_window = max_window_s
         self._min_rows = min_rows
         self._active = active_s
+        self._shares_cpus = shares_cpus
         self._cost = BatchCost()
         self._idle_since: float | None = None  # since when a layer is being held
         self.window_s = 0.0  # what the layer that was looked at last is granted; for `status`
@@ -262,8 +273,7 @@ class Batcher(Generic[T]):
     def _expect_others(self, queue: _Queue, now: float) -> float | None:
         """Note who could come to a queue; until when to wait for them (None: for nobody)."""
         since = now if self._idle_since is None else self._idle_since
-        saved = self._cost.fixed
-        limit = since + min(self._max_window, saved)
+        limit = since + self._patience
         active = [
             p for p in self._peers.values() if p.frontier >= 0 and now - p.seen <= self._active
         ]
@@ -274,11 +284,7 @@ class Batcher(Generic[T]):
             if peer.expected < 0:
                 peer.expected = queue.position
                 peer.expected_since = since
-            if (
-                peer.trust < _TRUST
-                or not peer.owing
-                or peer.within.usual > saved * max(1, len(active) - 1)
-            ):
+            if peer.trust < _TRUST or not peer.owing or self._starves(peer, len(active)):
                 continue
             gap = peer.gap(queue.position)
             due = peer.answered + gap.usual
@@ -288,10 +294,23 @@ class Batcher(Generic[T]):
         self.window_s = 0.0 if closes is None else max(0.0, closes - since)
         return closes
 
+    @property
+    def _patience(self) -> float:
+        """The longest wait that can pay, in seconds."""
+        if self._shares_cpus:
+            return self._max_window
+        return min(self._max_window, self._cost.fixed)
+
+    def _starves(self, peer: _Peer, active: int) -> bool:
+        """Whether answering it together with the others idles the EW for longer than it saves."""
+        if self._shares_cpus:
+            return False
+        return peer.within.usual > self._cost.fixed * max(1, active - 1)
+
     def _learn(self, peer: _Peer, position: int, now: float) -> None:
         """Rows for `position` tell whether an AW came where it was expected, or is on its way."""
         delay = now - peer.expected_since
-        came = delay <= min(self._max_window, self._cost.fixed) and (
+        came = delay <= self._patience and (
             position == peer.expected or self._ahead(position, peer.expected)
         )
         peer.expected = -1

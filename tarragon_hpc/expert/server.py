@@ -55,6 +55,8 @@ class ExpertServer:
         spec: ModelSpec,
         incarnation: int,
         batching: BatchingConfig,
+        *,
+        shares_cpus: bool = False,
     ) -> None:
         self._bank = bank
         self._listener = listener
@@ -66,6 +68,7 @@ class ExpertServer:
             max_window_s=batching.max_window_us * 1e-6,
             min_rows=batching.min_rows,
             active_s=batching.active_ms * 1e-3,
+            shares_cpus=shares_cpus,
         )
         self._channels: list[ServerChannel] = []
         self._stop: str | None = None

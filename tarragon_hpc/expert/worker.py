@@ -19,6 +19,7 @@ from tarragon_hpc.expert.weights import footprint, load_experts, read_ahead
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.ops.select import make_bank
 from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
 from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
@@ -83,7 +84,7 @@ def main(context: WorkerContext) -> int:
     """Run an EW to its end; returns its exit status. Raises UserError or ClusterError."""
     config = context.config
     spec = describe(config.model.path, config.model.dtype)
-    bell = ShmDoorbell(config.transport.spin_us)
+    bell = ShmDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
     listener = ShmListener(
         str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
     )
@@ -97,10 +98,18 @@ def main(context: WorkerContext) -> int:
         if welcome is not None:
             bank, ready = _load(context, spec, welcome)
             server = ExpertServer(
-                bank, listener, bell, spec, context.incarnation, config.experts.batching
+                bank,
+                listener,
+                bell,
+                spec,
+                context.incarnation,
+                config.experts.batching,
+                shares_cpus=context.shares_cpus,
             )
             orders.direct(server)
             link.send(ready)
+            if context.shares_cpus:
+                take_turns()
             reason = server.serve()
         log.info("stopping: %s", reason)
         link.send(Stopping(context.worker, context.incarnation, reason))

@@ -47,6 +47,7 @@ class WorkerContext:
 
     `runtime_dir` is on this node, private to the user and short enough for Unix sockets; the head
     removes it at the end of the run. `cpus` has been applied to the process already; None: unbound.
+    `shares_cpus`: AWs and EWs compute on the same ones.
     """
 
     worker: str
@@ -57,6 +58,7 @@ class WorkerContext:
     head: tuple[str, int]
     runtime_dir: Path
     cpus: tuple[int, ...] | None
+    shares_cpus: bool = False
 
 
 class WorkerLink:

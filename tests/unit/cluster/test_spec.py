@@ -61,6 +61,8 @@ def test_without_pinning_nobody_is_bound_but_threads_are_still_shared_out():
 def test_every_worker_gets_a_gpu_of_its_own_while_there_are_any():
     specs = plan_workers(config(2, 2), [0], ["0", "1", "2", "3"])
     assert [s.env["CUDA_VISIBLE_DEVICES"] for s in specs] == ["0", "1", "2", "3"]
+    assert not any(s.shares_cpus for s in specs)  # they compute on GPUs
+    assert "--shares-cpus" not in specs[0].command(Incarnation("aw0", 1), Path("/r"), 9, 7)
     specs = plan_workers(config(1, 3), [0], ["4", "5"])
     assert [s.env["CUDA_VISIBLE_DEVICES"] for s in specs] == ["4", "5", "4", "5"]
 
@@ -87,10 +89,12 @@ def test_the_command_line_is_one_that_the_entry_understands(monkeypatch):
     monkeypatch.setattr("tarragon_hpc.cluster.entry.faulthandler.enable", lambda: None)
     monkeypatch.setattr(
         "tarragon_hpc.cluster.entry.make_context",
-        lambda *args: seen.append(args) or (_ for _ in ()).throw(ConfigError("x", "enough")),
+        lambda *args, shares_cpus: (
+            seen.append((*args, shares_cpus)) or (_ for _ in ()).throw(ConfigError("x", "enough"))
+        ),
     )
     assert entry_main(command[3:]) == 2
-    assert seen == [99, "aw0.4", 7, (Path("/runs/r"), "aw0", 4, (2, 3))]
+    assert seen == [99, "aw0.4", 7, (Path("/runs/r"), "aw0", 4, (2, 3), True)]
 
 
 def test_the_machine_is_asked_without_torch(monkeypatch):

@@ -21,8 +21,10 @@ WINDOW = 2e-3
 ACTIVE = 50e-3
 
 
-def _batcher(layers, window, aws):
-    made = Batcher(range(layers), max_window_s=window, min_rows=1024, active_s=ACTIVE)
+def _batcher(layers, window, aws, shares_cpus):
+    made = Batcher(
+        range(layers), max_window_s=window, min_rows=1024, active_s=ACTIVE, shares_cpus=shares_cpus
+    )
     for i in range(aws):
         made.join(f"aw{i}", 1)
     return made
@@ -31,12 +33,12 @@ def _batcher(layers, window, aws):
 class Simulation:
     def __init__(
         self, *, aws, ews=1, layers=8, attention, fixed, per_row=0.0, window=WINDOW,
-        skip=None, seed=0, start=0.02, die_at=math.inf,
+        skip=None, seed=0, start=0.02, die_at=math.inf, shares_cpus=False,
     ):  # fmt: skip
         self.random = random.Random(seed)
         self.layers, self.attention, self.fixed, self.per_row = layers, attention, fixed, per_row
         self.skip = skip or {}
-        self.ews = [_batcher(layers, window, aws) for _ in range(ews)]
+        self.ews = [_batcher(layers, window, aws, shares_cpus) for _ in range(ews)]
         self.busy = [False] * ews
         self.missing: dict[int, set[int]] = {}
         self.done = Counter()
@@ -141,6 +143,13 @@ def test_waiting_costs_little_where_it_does_not_pay(setting, seed):
     assert ours.done.total() > 0.96 * without.done.total()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_on_shared_cpus_aws_come_together_though_the_ew_has_time_to_spare(seed):
+    setting = {"aws": 2, "ews": 2, "attention": 1e-3, "fixed": 0.2e-3, "seed": seed}
+    assert Simulation(**setting).run(0.5).per_batch < 1.2
+    assert Simulation(**setting, shares_cpus=True).run(0.5).per_batch > 1.8
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
@@ -151,15 +160,18 @@ def test_waiting_costs_little_where_it_does_not_pay(setting, seed):
     fixed=st.floats(1e-5, 3e-3),
     share=st.floats(0.1, 1.0),
     die_at=st.floats(0, 0.1),
+    shares_cpus=st.booleans(),
 )
-def test_lock_step_never_stops(seed, aws, ews, layers, attention, fixed, share, die_at):
+def test_lock_step_never_stops(
+    seed, aws, ews, layers, attention, fixed, share, die_at, shares_cpus
+):
     """EWs and AWs that wait for each other's replies keep going, also when an AW dies."""
     skip = dict.fromkeys(range(aws), share)
     sim = Simulation(
         aws=aws, ews=ews, layers=layers, attention=attention, fixed=fixed, skip=skip, seed=seed,
-        die_at=die_at if aws > 1 else math.inf,
+        die_at=die_at if aws > 1 else math.inf, shares_cpus=shares_cpus,
     )  # fmt: skip
-    seconds = 60 * (attention + aws * fixed)
+    seconds = 60 * (attention + aws * fixed + shares_cpus * WINDOW)
     sim.run(0.15)
     before = sim.done.copy()
     sim.run(0.15 + seconds)
