@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Prompts = list[list[int]]
 
+# Before each measurement: the threads of the system before it spin for up to 0.2 s (OpenMP).
+_SETTLE_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -172,6 +175,7 @@ def _plain(
 
 
 def _time_plain(engines: list[PlainEngine], prompts: Prompts, new_tokens: int) -> float:
+    time.sleep(_SETTLE_S)
     start = time.perf_counter()
     for i, engine in enumerate(engines):
         engine.start(prompts[i :: len(engines)], new_tokens)
@@ -180,6 +184,7 @@ def _time_plain(engines: list[PlainEngine], prompts: Prompts, new_tokens: int) -
 
 
 def _time_ours(service: Service, prompts: Prompts, new_tokens: int) -> float:
+    time.sleep(_SETTLE_S)
     return asyncio.run(_post_all(service, prompts, new_tokens))
 
 
