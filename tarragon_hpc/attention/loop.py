@@ -13,10 +13,12 @@ from tarragon_hpc.wire.to_worker import (
     Abort,
     Drain,
     Fence,
+    Load,
     Shutdown,
     Submit,
     Table,
     ToWorker,
+    Unload,
     Welcome,
 )
 
@@ -112,7 +114,7 @@ class ServingLoop:
                 self._draining = self._draining or message.reason
             case Shutdown():
                 self._leaving = message.reason
-            case Welcome() | Fence():  # heard before the loop began; heard by the link
+            case Welcome() | Fence() | Load() | Unload():  # heard elsewhere, or not for an AW
                 pass
             case _:
                 assert_never(message)

@@ -40,6 +40,7 @@ from tarragon_hpc.orchestrator.placement import Placement, place
 from tarragon_hpc.orchestrator.plan import Policy
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
+from tarragon_hpc.wire.to_head import Note
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -90,6 +91,10 @@ async def assemble(
     def status() -> dict[str, Any]:
         return full_status(info, orchestrator, sessions)
 
+    def note(message: Note) -> None:
+        detail: dict[str, Any] = dict(message.detail)
+        timeline.record(message.event, worker=message.worker, **detail)
+
     metrics = HeadMetrics()
     sessions = Sessions(
         lambda worker, message: orchestrator.send(worker, message), config.gateway.max_requests
@@ -134,6 +139,7 @@ async def assemble(
         sequences=sessions,
         status=status,
         stop=stop,
+        note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
     )
     port = await control.start(_CONTROL_HOST)

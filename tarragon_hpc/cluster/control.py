@@ -16,7 +16,16 @@ from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.wire.codec import head_decoder
 from tarragon_hpc.wire.stream import accept
 from tarragon_hpc.wire.to_client import Done, Error, StatusReply
-from tarragon_hpc.wire.to_head import Failed, Refused, Register, StatusQuery, StopRun, Tokens
+from tarragon_hpc.wire.to_head import (
+    Failed,
+    Note,
+    Refused,
+    Register,
+    ScaleRun,
+    StatusQuery,
+    StopRun,
+    Tokens,
+)
 from tarragon_hpc.wire.to_worker import Fence
 
 if TYPE_CHECKING:
@@ -30,6 +39,8 @@ if TYPE_CHECKING:
 # Connections that have not proved that they know the secret; more are turned away.
 _MAX_STRANGERS = 128
 _FIRST_MESSAGE_S = 5.0
+
+FromClient = StatusQuery | StopRun | ScaleRun | Note
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +59,9 @@ class Workers(Protocol):
 
     def lost(self, who: Incarnation, reason: str) -> None:
         """The connection of an admitted worker ended."""
+
+    def scale(self, role: str, count: int) -> str | None:
+        """Have so many workers of a role; why not, or None if the change is under way."""
 
 
 class Sequences(Protocol):
@@ -78,6 +92,7 @@ class ControlServer:
         sequences: Sequences,
         status: Callable[[], dict[str, Any]],
         stop: Callable[[float], Awaitable[None]],
+        note: Callable[[Note], None],
         dropped: Callable[[str], None],
     ) -> None:
         self._secret = secret
@@ -85,6 +100,7 @@ class ControlServer:
         self._sequences = sequences
         self._status = status
         self._stop = stop
+        self._note = note
         self._dropped = dropped
         self._strangers = 0
         self._open: set[asyncio.Task[None]] = set()
@@ -156,7 +172,7 @@ class ControlServer:
         match first:
             case Register():
                 await self._serve_worker(connection, first, messages)
-            case StatusQuery() | StopRun():
+            case StatusQuery() | StopRun() | ScaleRun() | Note():
                 await self._serve_client(connection, first, messages)
             case None:
                 pass
@@ -190,7 +206,7 @@ class ControlServer:
 
     def _dispatch(self, who: Incarnation, message: ToHead) -> bool:
         """Hand a worker's message on. False: a worker must not send this, or not in this name."""
-        if isinstance(message, Register | StatusQuery | StopRun):
+        if isinstance(message, FromClient | Register):
             return False
         if (message.worker, message.incarnation) != who:
             return False
@@ -222,6 +238,12 @@ class ControlServer:
                     return
                 case StopRun():
                     connection.send(Error(f"drain_s: {message.drain_s}: must be 0 or more"))
+                case ScaleRun():
+                    problem = self._workers.scale(message.role, message.count)
+                    connection.send(Done() if problem is None else Error(problem))
+                case Note():
+                    self._note(message)
+                    connection.send(Done())
                 case _:
                     self._drop("protocol", f"{connection.peer}: {type(message).__name__}")
                     return

@@ -87,6 +87,18 @@ class ExpertsConfig(Section):
     placement: dict[str, list[int]] | None = Field(
         None, description="expert ids per EW, e.g. {ew0: [0, 1, 2], ew1: [3]}; default: balanced"
     )
+    on_missing: Literal["load", "mask", "wait"] = Field(
+        "load", description="an expert that no EW serves: load it on another, mask it, or wait"
+    )
+    missing_timeout_s: float = Field(
+        60, gt=0, description="longest wait for such an expert; then its requests fail"
+    )
+    memory: Bytes | None = Field(
+        None, description="weights of one EW, shadows included; default: no limit"
+    )
+    frequencies: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="how often each expert is chosen; the hottest get shadows first"
+    )
     batching: BatchingConfig = BatchingConfig()
 
 
@@ -137,6 +149,16 @@ class DetectionConfig(Section):
     heartbeat_ms: int = Field(100, gt=0, description="control-plane heartbeat of a worker")
     heartbeat_misses: int = Field(10, gt=0, description="missed heartbeats: unresponsive")
     reply_timeout_ms: int = Field(10_000, gt=0, description="longest wait for an EW's reply")
+    probe_ms: int = Field(10, gt=0, description="silence of an EW that owes a reply: probe it")
+    probe_misses: int = Field(3, gt=0, description="unanswered probes: its rows go elsewhere")
+    hedge_factor: float = Field(
+        8, ge=1, description="a reply later than its usual time by this factor is asked elsewhere"
+    )
+    hedge_floor_ms: float = Field(25, gt=0, description="but not earlier than this")
+    hedge_ceiling_ms: float = Field(100, gt=0, description="nor later than this")
+    stopped_grace_s: float = Field(
+        10, gt=0, description="an unresponsive worker is replaced after this long"
+    )
 
 
 class ClusterConfig(Section):
@@ -144,6 +166,11 @@ class ClusterConfig(Section):
 
     backend: Literal["local"] = "local"
     pin: Literal["auto", "none"] = Field("auto", description="bind local workers to CPUs")
+    max_restarts: int = Field(
+        5, ge=0, description="replacements of one worker within restart_window_s; then given up"
+    )
+    restart_window_s: float = Field(600, gt=0)
+    fork_server: bool = Field(True, description="fork workers from processes that have imported")
     start_timeout_s: float = Field(300, gt=0, description="all workers ready, or the run fails")
     drain_timeout_s: float = Field(30, ge=0, description="grace for running requests at a stop")
 

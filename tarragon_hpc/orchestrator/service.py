@@ -24,7 +24,17 @@ from tarragon_hpc.orchestrator.detector import describe_exit, verdicts, was_paus
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
 from tarragon_hpc.wire import to_worker
 from tarragon_hpc.wire.common import Message, Peer
-from tarragon_hpc.wire.to_head import Heartbeat, Ready, Register, Stopping, Suspect, TableApplied
+from tarragon_hpc.wire.to_head import (
+    Cleared,
+    Heartbeat,
+    Holding,
+    Masked,
+    Ready,
+    Register,
+    Stopping,
+    Suspect,
+    TableApplied,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +48,7 @@ _EXIT_WAIT_S = 0.02
 
 log = logging.getLogger(__name__)
 
-Report = Ready | TableApplied | Heartbeat | Suspect | Stopping
+Report = Ready | TableApplied | Heartbeat | Suspect | Cleared | Masked | Holding | Stopping
 """What workers tell the orchestrator (the rest of ToHead is for the gateway or from clients)."""
 
 
@@ -139,6 +149,8 @@ class Orchestrator:
                 peer = (message.peer, message.peer_incarnation)
                 by = str(Incarnation(*who))
                 self.record(ev.WorkerSuspected(now, *peer, by, message.reason))
+            case Cleared() | Masked() | Holding():
+                pass  # not heeded yet
             case _:
                 assert_never(message)
 
@@ -180,6 +192,10 @@ class Orchestrator:
     def stop(self, reason: str) -> None:
         """End the run: all workers leave now."""
         self.record(ev.StopBegan(time.monotonic(), reason, failed=False))
+
+    def scale(self, role: str, count: int) -> str | None:
+        """Have so many workers of a role; why not, or None if the change is under way."""
+        return f"{role}={count}: scaling is not built yet"
 
     def send(self, worker: str, message: Message) -> None:
         """Queue a message for the current incarnation of a worker; dropped if nobody is there."""

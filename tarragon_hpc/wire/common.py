@@ -58,6 +58,7 @@ class TokenDelta(Part, frozen=True):
 
     `index` is the position of the first of them in the sequence's output, so that a token that
     arrives twice is seen as such. `finish` is vLLM's finish reason, set on the last delta.
+    `masked`: (token, layer, expert) calls left out because nobody served the expert.
     """
 
     request: str
@@ -66,3 +67,4 @@ class TokenDelta(Part, frozen=True):
     logprobs: list[TokenLogprobs] | None = None
     finish: str | None = None
     stop_reason: int | None = None
+    masked: int = 0

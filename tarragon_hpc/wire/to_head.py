@@ -78,6 +78,43 @@ class Suspect(Message, frozen=True):
     reason: str
 
 
+class Cleared(Message, frozen=True):
+    """An AW sends work again to a peer that it had suspected: it has answered."""
+
+    worker: str
+    incarnation: int
+    peer: str
+    peer_incarnation: int
+
+
+class Masked(Message, frozen=True):
+    """An AW has masked the failure of an EW on its own: its rows went to other EWs.
+
+    `how` it was noticed: lost (exit, end of connection, broken protocol), silent (no answer to
+    probes), overdue (no progress). Seconds are counted back from the moment this is sent, so that
+    clocks need not agree. `pairs`: (row, expert) pairs sent again.
+    """
+
+    worker: str
+    incarnation: int
+    peer: str
+    peer_incarnation: int
+    how: str
+    detected_ago_s: float
+    rerouted_ago_s: float
+    answered_ago_s: float
+    pairs: int
+
+
+class Holding(Message, frozen=True):
+    """All experts that an EW can serve, after a Load or Unload; `error` if that failed."""
+
+    worker: str
+    incarnation: int
+    experts: list[int]
+    error: str | None = None
+
+
 class Stopping(Message, frozen=True):
     """The worker is about to exit in good order; nothing is owed any more."""
 
@@ -96,6 +133,23 @@ class StopRun(Message, frozen=True):
     drain_s: float
 
 
+class ScaleRun(Message, frozen=True):
+    """`tarragon scale`: how many workers of a role the run should have. Answered with Done (the
+    change is under way) or Error (it is refused, and nothing was changed).
+    """
+
+    role: str
+    count: int
+
+
+class Note(Message, frozen=True):
+    """For the timeline, from a client: what `tarragon chaos` did, say. Answered with Done."""
+
+    event: str
+    worker: str | None = None
+    detail: dict[str, str | int | float] = {}
+
+
 ToHead: TypeAlias = (
     Register
     | Ready
@@ -105,7 +159,12 @@ ToHead: TypeAlias = (
     | Refused
     | Failed
     | Suspect
+    | Cleared
+    | Masked
+    | Holding
     | Stopping
     | StatusQuery
     | StopRun
+    | ScaleRun
+    | Note
 )

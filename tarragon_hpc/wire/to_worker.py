@@ -26,6 +26,18 @@ class Table(Message, frozen=True):
     peers: list[Peer]
 
 
+class Load(Message, frozen=True):
+    """Load these experts too, beside serving; answered with `Holding`."""
+
+    experts: list[int]
+
+
+class Unload(Message, frozen=True):
+    """Drop these experts: no table in use names this EW for them. Answered with `Holding`."""
+
+    experts: list[int]
+
+
 class Submit(Message, frozen=True):
     """Run one sequence. `request` is unique in the run and names it in every answer."""
 
@@ -58,4 +70,4 @@ class Fence(Message, frozen=True):
     reason: str
 
 
-ToWorker: TypeAlias = Welcome | Table | Submit | Abort | Drain | Shutdown | Fence
+ToWorker: TypeAlias = Welcome | Table | Load | Unload | Submit | Abort | Drain | Shutdown | Fence

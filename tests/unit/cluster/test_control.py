@@ -54,6 +54,10 @@ class Recorder:
     def status(self) -> dict[str, Any]:
         return {"state": "fine"}
 
+    def scale(self, role: str, count: int) -> str | None:
+        self.said.append(("scale", role, count))
+        return None if role == "ew" else f"{role}: no such role"
+
     async def stop(self, drain_s: float) -> None:
         self.said.append(("stop", drain_s))
         await self.stopped.wait()
@@ -71,6 +75,7 @@ async def server():
         sequences=recorder,
         status=recorder.status,
         stop=recorder.stop,
+        note=recorder.receive,
         dropped=recorder.dropped,
     )
     port = await server.start("127.0.0.1")
