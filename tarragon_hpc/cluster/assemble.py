@@ -40,7 +40,6 @@ from tarragon_hpc.orchestrator.placement import Placement, place
 from tarragon_hpc.orchestrator.plan import Policy
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
-from tarragon_hpc.wire.to_head import Note
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.config import Config
+    from tarragon_hpc.wire.to_head import Note
 
 _CONTROL_HOST = "127.0.0.1"  # all workers and clients are on this machine
 
