@@ -172,6 +172,15 @@ public:
     void release(uint32_t slot) {
         at(slot, {State::answered}, "release").state = State::free;
     }
+    // Posted or abandoned slots that have no reply yet.
+    uint32_t owed() const {
+        uint32_t count = 0;
+        for (uint32_t slot = 0; slot < slots_.size(); ++slot) {
+            const State state = slots_[slot].state;
+            count += (state == State::posted || state == State::abandoned) && !has_reply(slot);
+        }
+        return count;
+    }
     void abandon(uint32_t slot) {
         Slot &s = at(slot, {State::posted, State::answered}, "abandon");
         s.state = s.state == State::answered ? State::free : State::abandoned;

@@ -102,6 +102,9 @@ class ClientChannel(Protocol):
     def abandon(self, slot: int) -> None:
         """The reply is not wanted any more; the slot is free again once it has arrived."""
 
+    def owed(self) -> int:
+        """How many posted slots have no reply yet, abandoned ones included."""
+
     def close(self) -> None:
         """Tear this channel down; the peer sees it as lost. Safe to call twice."""
 

@@ -154,6 +154,9 @@ class InprocClientChannel(_End):
     def abandon(self, slot: int) -> None:
         self._ledger.abandon(slot)
 
+    def owed(self) -> int:
+        return self._ledger.owed()
+
 
 class InprocServerChannel(_End):
     """See `base.ServerChannel`."""

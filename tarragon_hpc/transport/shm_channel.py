@@ -202,6 +202,9 @@ class ShmClientChannel(_ShmChannel):
     def abandon(self, slot: int) -> None:
         self.native.abandon(slot)
 
+    def owed(self) -> int:
+        return self.native.owed()
+
 
 class ShmServerChannel(_ShmChannel):
     """See `base.ServerChannel`. requests: mapping of our own ring; replies: of the peer's."""
