@@ -110,6 +110,8 @@ def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> It
             detection.hedge_floor_ms / 1000,
             detection.hedge_ceiling_ms / 1000,
         ),
+        probe_s=detection.probe_ms / 1000,
+        probe_misses=detection.probe_misses,
         reply_timeout_s=detection.reply_timeout_ms / 1000,
         mask=config.experts.on_missing == "mask",
         missing_timeout_s=config.experts.missing_timeout_s,

@@ -1,8 +1,8 @@
 """What a REFE does about failing EWs, on its own and at once (paper §4.2, §5.1). No head is needed.
 
     lost     (exit, end of connection, broken protocol)   its unanswered rows go to the next holder
-    overdue  (alive, but no progress)                     they are asked of the next holder as well;
-                                                          the first answer counts
+    silent   (no answer to probes: stopped, cut off)      they are asked of the next holder as well;
+    overdue  (alive, but no progress)                     the first answer counts
     nobody serves an expert                               wait for a table that says otherwise, or
                                                           leave the expert out (masking.py)
 
@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.datapath import masking
-from tarragon_hpc.datapath.report import LOST, OVERDUE, Clearance, Failover, Suspicion
+from tarragon_hpc.datapath.report import LOST, OVERDUE, SILENT, Clearance, Failover, Suspicion
 from tarragon_hpc.datapath.reroute import all_of, split, without
 from tarragon_hpc.datapath.routes import owners_of
 from tarragon_hpc.datapath.ticket import Masking
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tarragon_hpc.datapath.health import Health
     from tarragon_hpc.datapath.inflight import Owed
     from tarragon_hpc.datapath.links import Links
+    from tarragon_hpc.datapath.probes import Probes
     from tarragon_hpc.datapath.report import Report
     from tarragon_hpc.datapath.reroute import Piece
     from tarragon_hpc.datapath.stats import RefeStats
@@ -57,6 +58,7 @@ class Healer:
         exchange: Exchange,
         stats: RefeStats,
         health: Health,
+        probes: Probes,
         *,
         mask: bool,
         missing_timeout_s: float,
@@ -71,6 +73,7 @@ class Healer:
         self._exchange = exchange
         self._stats = stats
         self._health = health
+        self._probes = probes
         self._mask = mask
         self._missing_timeout_s = missing_timeout_s
         self._reply_timeout_s = reply_timeout_s
@@ -107,9 +110,11 @@ class Healer:
     def adopt(self) -> bool:
         """Use the connections made in the background; True if there is a new one."""
         new = self._links.adopt()
+        for worker in new:
+            self._probes.forget(worker)
         while self._links.refused:
             self._suspect(*self._links.refused.pop())
-        return new
+        return bool(new)
 
     # During a combine.
 
@@ -122,6 +127,8 @@ class Healer:
         now = self._clock()
         if self.adopt():
             self.renew()
+        self._expired(ticket, now)
+        self._silent(ticket, now)
         self._overdue(ticket, now)
         rescue = ticket.rescue
         if rescue is None:
@@ -159,6 +166,11 @@ class Healer:
         rescue = ticket.rescue
         hedged = frozenset(rescue.hedged) if rescue else frozenset()
         moments = [ticket.inflight.next_look(hedged)]
+        moments += [
+            self._probes.next_look(o.worker, o.sent)
+            for o in ticket.inflight.unanswered
+            if o.sequence not in hedged
+        ]
         if rescue is not None and rescue.orphans and rescue.since is not None:
             moments += [rescue.since + self._missing_timeout_s, self._clock() + _RETRY_S]
         if ticket.blocked_since is not None:
@@ -195,7 +207,8 @@ class Healer:
         maskings = ticket.rescued().maskings
         maskings.setdefault(worker, Masking(channel.peer_incarnation, how, self._clock()))
 
-    def _overdue(self, ticket: Ticket, now: float) -> None:
+    def _expired(self, ticket: Ticket, now: float) -> None:
+        """Give those up that have not answered for a very long time."""
         for owed in ticket.inflight.expired(now):
             self._stats.deadlines += 1
             self._links.cut(owed.worker, self._late())
@@ -204,18 +217,43 @@ class Healer:
                 ticket.inflight.withdraw(owed)
                 self._masking(ticket, owed, OVERDUE)
                 self._rehome(ticket, owed, "")
-        late = ticket.inflight.overdue(now, ticket.rescue.hedged if ticket.rescue else frozenset())
-        if not late:
-            return
+
+    def _silent(self, ticket: Ticket, now: float) -> None:
+        """Probe those that have owed a reply for a while; ask others once they are silent."""
+        hedged = ticket.rescue.hedged if ticket.rescue else frozenset()
+        waiting = [o for o in ticket.inflight.unanswered if o.sequence not in hedged]
+        silent = set()
+        for worker in {o.worker for o in waiting}:
+            mine = [o for o in waiting if o.worker == worker]
+            channel = mine[-1].channel
+            ask, is_silent = self._probes.look(
+                worker, min(o.sent for o in mine), channel.answered, now
+            )
+            if is_silent:
+                silent.add(worker)
+            elif ask:
+                channel.probe()
+        if silent:
+            self._hedge(ticket, [o for o in waiting if o.worker in silent], SILENT, now)
+
+    def _overdue(self, ticket: Ticket, now: float) -> None:
+        hedged = ticket.rescue.hedged if ticket.rescue else frozenset()
+        late = ticket.inflight.overdue(now, hedged)
+        if late:
+            self._hedge(ticket, late, OVERDUE, now)
+
+    def _hedge(self, ticket: Ticket, late: list[Owed], how: str, now: float) -> None:
+        """Ask others for what these EWs owe, and avoid them for a while."""
         rescue = ticket.rescued()
         for owed in late:
             rescue.hedged.add(owed.sequence)
             self._stats.hedged += 1
             if self._health.avoid(owed.worker, now):
-                self._suspect(owed.worker, f"no reply after {now - owed.sent:.3f} s")
+                what = "no answer to probes" if how == SILENT else "no reply"
+                self._suspect(owed.worker, f"{what} for {now - owed.sent:.3f} s")
         self.renew()
         for owed in late:
-            self._masking(ticket, owed, OVERDUE)
+            self._masking(ticket, owed, how)
             self._rehome(ticket, owed, "")
 
     def _masking(self, ticket: Ticket, owed: Owed, how: str) -> None:

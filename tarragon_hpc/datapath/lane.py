@@ -1,7 +1,7 @@
 """The REFE's fast lane: two native calls for a dispatch that needs one slot per EW.
 
 An optimisation, no second way of doing things: whatever is out of the ordinary (no free slot, a
-loss, an overdue or a strange reply) is handed over to `exchange.py`, which specifies what happens.
+loss, a strange or a missing reply) is handed over to `exchange.py`, which specifies what happens.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ class FastLane:
         exchange: Exchange,
         stats: RefeStats,
         health: Health,
+        probe_s: float,
         timeout_s: float,
     ) -> None:
+        self._probe_s = probe_s
         self._lane = lane
         self._routes = routes
         self._channels = channels
@@ -66,16 +68,15 @@ class FastLane:
         return True
 
     def finish(self, ticket: Ticket, weights: int, out: int) -> bool:
-        """Wait for the replies and combine them. False: something is wrong or overdue, and the
+        """Wait for the replies and combine them. False: something is wrong or takes long, and the
         ticket is the exchange's now, with all its messages unanswered."""
         call = ticket.call
         assert call is not None
         names, patience = self._routes.workers, self._health.patience
-        overdue = min(
-            (patience(names[index], pairs) for index, _, pairs in call.assignment.parts),
-            default=self._timeout_s,
-        )
-        outcome = self._lane.finish(call, weights, out, overdue)
+        longest = self._probe_s
+        for index, _, pairs in call.assignment.parts:
+            longest = min(longest, patience(names[index], pairs))
+        outcome = self._lane.finish(call, weights, out, longest)
         self._stats.wait_s += call.waited_s
         if outcome != native.module.DONE:
             self.hand_over(ticket)
@@ -125,6 +126,7 @@ def make_lane(
     links: Links,
     stats: RefeStats,
     health: Health,
+    probe_s: float,
     timeout_s: float,
 ) -> FastLane | None:
     """A lane if the router, the bell and every channel in use have a native side; else None."""
@@ -147,4 +149,4 @@ def make_lane(
         sides.append((slots, channel.peer_incarnation))
     sides.append(None)  # nobody
     lane = native.module.Lane(routes.router, sides, bell_side)
-    return FastLane(lane, routes, channels, exchange, stats, health, timeout_s)
+    return FastLane(lane, routes, channels, exchange, stats, health, probe_s, timeout_s)

@@ -78,9 +78,9 @@ class Links:
                 self._dial(peer, now, wait=wait)
         self.adopt()
 
-    def adopt(self) -> bool:
-        """Take over the connections made meanwhile; True if there is a new one."""
-        new = False
+    def adopt(self) -> list[str]:
+        """Take over the connections made meanwhile; returns whose are new."""
+        new: list[str] = []
         while True:
             try:
                 peer, result = self._dialed.get_nowait()
@@ -102,7 +102,7 @@ class Links:
                 self.channels[peer.worker] = result
                 self.down.pop(peer.worker, None)
                 self._dialing.pop(peer.worker, None)
-                new = True
+                new.append(peer.worker)
 
     def retry(self, now: float) -> None:
         """Dial those that are down again, now and then."""

@@ -23,6 +23,7 @@ from tarragon_hpc.datapath.healer import Healer
 from tarragon_hpc.datapath.health import Health, Patience
 from tarragon_hpc.datapath.lane import FastLane, make_lane
 from tarragon_hpc.datapath.links import Links, in_a_thread
+from tarragon_hpc.datapath.probes import Probes
 from tarragon_hpc.datapath.routes import Routes, make_routes
 from tarragon_hpc.datapath.stats import RefeStats
 from tarragon_hpc.datapath.ticket import Chunk, Ticket
@@ -48,7 +49,8 @@ class Refe:
     worker, incarnation: of this AW; bell: its doorbell, the connector's own
     experts, top_k, hidden: of the model's MoE layers; dtype: of rows in and out
     slots, slot_rows: slots per EW and rows per slot (configuration, section transport)
-    patience: when a reply is overdue; reply_timeout_s: when an EW is given up that does not answer
+    patience: when a reply is overdue; probe_s, probe_misses: when an EW is silent
+    reply_timeout_s: when an EW is given up that does not answer
     mask: leave out experts that nobody serves, instead of waiting for up to `missing_timeout_s`
     report: told of failing EWs, in the engine thread
     poll: called while rows wait for an expert that nobody serves; it may call `apply_table`, and
@@ -73,6 +75,8 @@ class Refe:
         slots: int = 4,
         slot_rows: int = 256,
         patience: Patience | None = None,
+        probe_s: float = 0.01,
+        probe_misses: int = 3,
         reply_timeout_s: float = 10.0,
         mask: bool = False,
         missing_timeout_s: float = 60.0,
@@ -98,6 +102,7 @@ class Refe:
         self._timeout_s = reply_timeout_s
         self._clock = clock
         self._health = Health(patience or Patience())
+        self._probes = Probes(probe_s, probe_misses)
         self._exchange = Exchange(
             self.links,
             self.stats,
@@ -114,6 +119,7 @@ class Refe:
             self._exchange,
             self.stats,
             self._health,
+            self._probes,
             mask=mask,
             missing_timeout_s=missing_timeout_s,
             reply_timeout_s=reply_timeout_s,
@@ -357,5 +363,6 @@ class Refe:
             self.links,
             self.stats,
             self._health,
+            self._probes.interval_s,
             self._timeout_s,
         )

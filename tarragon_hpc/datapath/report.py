@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 LOST = "lost"  # exit, end of connection, broken protocol
+SILENT = "silent"  # no answer to probes
 OVERDUE = "overdue"  # alive as far as anybody knows, but no progress
 
 

@@ -107,6 +107,8 @@ class SimWorld:
         self.now = 0.0
         self.made = None
         self.waits = 0
+        self.tick = 1.0
+        self.stopping = False  # whether mute EWs are stopped processes
         self.at = {}
 
     def clock(self):
@@ -138,8 +140,10 @@ class SimWorld:
         else:
             for kind, name in due or ():
                 self.fault(kind, name)
+        stopped = {name for name, ew in self.ews.items() if ew.mode == "mute"}
+        self.network.stopped = stopped if self.stopping else set()
         if not sum(ew.step() for ew in self.ews.values()):
-            self.now += 1.0
+            self.now += self.tick
             return False
         return True
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tarragon_hpc.datapath.health import Patience
 from tarragon_hpc.datapath.report import Clearance, Failover, Suspicion
 from tarragon_hpc.errors import DispatchRefused, ExpertUnavailable
 from tarragon_hpc.wire import dispatch as wire
@@ -137,6 +138,19 @@ def test_a_stopped_ew_is_hedged_avoided_and_trusted_again(sim, batch):
     sim.now += 1.0
     assert batch(4).run(refe).right
     assert len(of(sim, Clearance)) == 2
+
+
+def test_a_stopped_process_is_silent_before_its_answer_is_overdue(sim, batch):
+    sim.ew("ew0").mode = "mute"
+    sim.ew("ew1")
+    sim.stopping, sim.tick = True, 0.004
+    refe = sim.refe(patience=Patience(ceiling_s=5.0))
+    refe.apply_table(*sim.table(1, CROSSED))
+    assert batch(4).run(refe).right
+    assert 0.04 <= sim.now < 0.07
+    (failover,) = of(sim, Failover)
+    assert failover.how == "silent"
+    assert [r.reason[:20] for r in of(sim, Suspicion)] == ["no answer to probes "]
 
 
 def test_the_late_answer_counts_if_it_comes_first(sim, batch):
