@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
+    TIMELINE,
     HeadRecord,
     is_runtime_dir,
     read_head,
     run_secret,
 )
 from tarragon_hpc.errors import AuthError, ClusterError, ConnectFailed, TarragonError, UserError
+from tarragon_hpc.observe.story import tell
+from tarragon_hpc.observe.timeline import read_timeline
 from tarragon_hpc.orchestrator.apply import replay
 from tarragon_hpc.orchestrator.journal import read_journal
 from tarragon_hpc.orchestrator.state import GONE, RunPhase
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 _ANSWER_S = 10.0
 _EXIT_S = 10.0
 _STOP_MARGIN_S = 60.0
+_FAILURES = 8
 
 
 class Head:
@@ -112,13 +116,16 @@ async def head_of(run_dir: Path) -> AsyncIterator[Head]:
 async def query_status(run_dir: Path) -> dict[str, Any]:
     """The run as its head describes it; from the journal if the head is gone ("state" says so).
 
-    Raises ClusterError if the head is there but does not answer, or there is nothing to read.
+    "failures" are the stories of its last failures, from the timeline. Raises ClusterError if the
+    head is there but does not answer, or there is nothing to read.
     """
     connection = await _reach(run_dir)
     if connection is None:
-        return _from_journal(run_dir)
-    async with _talk(run_dir, connection) as head:
-        return await head.status()
+        status = _from_journal(run_dir)
+    else:
+        async with _talk(run_dir, connection) as head:
+            status = await head.status()
+    return status | {"failures": tell(read_timeline(run_dir / TIMELINE), _FAILURES)}
 
 
 async def stop_run(run_dir: Path, drain_s: float) -> bool:

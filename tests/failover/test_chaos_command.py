@@ -31,6 +31,12 @@ def test_a_killed_worker_is_in_the_timeline_and_in_the_chaos_file(serving, make_
             assert (record["worker"], record["fault"], record["pid"]) == ("ew1", "kill", pid)
             notes = [e for e in service.timeline() if e["event"] == "chaos: kill"]
             assert [(e["worker"], e["incarnation"]) for e in notes] == [("ew1", 1)]
+            (failure,) = (await service.status())["failures"]
+            assert (failure["worker"], failure["incarnation"]) == ("ew1", 1)
+            assert failure["fault"] == "kill"
+            assert 0 < failure["seconds"]["detected"] < 0.05
+            metrics = (await service.http.get("../metrics")).text
+            assert 'tarragon_failover_seconds_count{phase="detected"} 1.0' in metrics
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 0)
                 pytest.fail("it still runs")
