@@ -55,3 +55,28 @@ def bench_experts(
     from tarragon_hpc.cli.bench import bench
 
     bench("experts", json, hidden=hidden, ffn=ffn, threads=threads)
+
+
+@bench_app.command("failover")
+def bench_failover(
+    kill: Annotated[str, typer.Option(help="Role that is hit: ew or aw.")] = "ew",
+    count: Annotated[int | None, typer.Option(min=0, help="Faults; default: 20.")] = None,
+    fault: Annotated[
+        str | None, typer.Option(help="kill, stop or slow, or several with commas; default: kill.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint; default: a tiny one is made.")
+    ] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="At once; default: 16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of prompts and faults; default: 0.")] = None,
+    json: JsonFile = None,
+    png: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw gaps and throughput over time.")
+    ] = None,
+) -> None:
+    """Streams while workers fail, against the answers without failures and a full restart."""
+    from tarragon_hpc.cli.bench import failover
+
+    failover(
+        json, model, kill=kill, count=count, fault=fault, streams=streams, seed=seed, png=png
+    )  # fmt: skip

@@ -6,10 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 
 import pytest
+
+from tarragon_hpc.bench.injection import inject
+from tarragon_hpc.bench.load import Load, Prompt
 
 
 async def tarragon(*arguments):
@@ -72,3 +76,41 @@ def test_a_run_that_is_over_is_refused(serving, make_config):
     run_dir, done = asyncio.run(scenario())
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: RUN: {run_dir.name} is not running (ended")
+
+
+def injected(run_dir, fault, patience_s):
+    return inject(
+        run_dir, role="ew", faults=[fault], count=1, rng=random.Random(1), seed=1, say=print,
+        patience_s=patience_s,
+    )  # fmt: skip
+
+
+def test_a_stop_under_load(serving, make_config):
+    async def scenario():
+        async with serving(make_config()) as service:
+            load = Load(service.info.endpoint, [Prompt([5, 6], 20)], 2)
+            running = asyncio.create_task(load.run())
+            found = await injected(service.info.run_dir, "stop", 20.0)
+            load.end()
+            await running
+            return found, load.all
+
+    found, streams = asyncio.run(scenario())
+    assert found.problem is None
+    (injection,) = found.all
+    assert injection.fault == "stop"
+    assert injection.at < injection.over_at
+    assert "back" in injection.story["seconds"]
+    assert len(streams) > 2
+    assert all(s.done and len(s.times) == 20 for s in streams)
+
+
+def test_injection_ends_when_the_service_does_not_get_whole(serving, make_config):
+    async def scenario():
+        config = make_config(cluster={"max_restarts": 0, "drain_timeout_s": 1})
+        async with serving(config) as service:
+            return await injected(service.info.run_dir, "kill", 0.5)
+
+    found = asyncio.run(scenario())
+    assert found.all == []
+    assert "the service was not whole 0.5 s after ew" in found.problem
