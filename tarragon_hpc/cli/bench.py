@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def bench(name: str, target: Path | None, **options: Any) -> None:
@@ -30,8 +34,23 @@ def steady(target: Path | None, model: Path | None, **options: Any) -> None:
     if model is not None:
         bench("steady", target, model=str(model), **options)
         return
+    with _made("bench") as made:
+        bench("steady", target, model=made, **options)
+
+
+def failover(target: Path | None, model: Path | None, **options: Any) -> None:
+    """The failover benchmark; without a model it makes a tiny one for itself."""
+    if model is not None:
+        bench("failover", target, model=str(model), **options)
+        return
+    with _made("tiny") as made:
+        bench("failover", target, model=made, **options)
+
+
+@contextlib.contextmanager
+def _made(preset: str) -> Iterator[str]:
+    """A checkpoint for the time of a benchmark."""
     from tarragon_hpc.models.tiny import write_tiny
 
     with tempfile.TemporaryDirectory(prefix="tarragon-bench-") as scratch:
-        made = write_tiny("mixtral", Path(scratch) / "bench", preset="bench")
-        bench("steady", target, model=str(made), **options)
+        yield str(write_tiny("mixtral", Path(scratch) / preset, preset=preset))
