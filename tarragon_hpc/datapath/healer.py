@@ -12,12 +12,11 @@ gets work again once it owes nothing. Everything is reported (report.py) as it h
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.datapath import masking
-from tarragon_hpc.datapath.report import LOST, OVERDUE, SILENT, Clearance, Failover, Suspicion
+from tarragon_hpc.datapath.report import LOST, OVERDUE, SILENT, Failover
 from tarragon_hpc.datapath.reroute import all_of, split, without
 from tarragon_hpc.datapath.routes import owners_of
 from tarragon_hpc.datapath.ticket import Masking
@@ -28,95 +27,45 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.datapath.ert import ERT
     from tarragon_hpc.datapath.exchange import Exchange, Failure
-    from tarragon_hpc.datapath.health import Health
     from tarragon_hpc.datapath.inflight import Owed
-    from tarragon_hpc.datapath.links import Links
-    from tarragon_hpc.datapath.probes import Probes
-    from tarragon_hpc.datapath.report import Report
+    from tarragon_hpc.datapath.peers import Peers
     from tarragon_hpc.datapath.reroute import Piece
     from tarragon_hpc.datapath.stats import RefeStats
     from tarragon_hpc.datapath.ticket import Ticket
-    from tarragon_hpc.transport.base import ClientChannel
 
 # While rows wait for an expert, peers that are down are looked at again this often.
 _RETRY_S = 0.5
-
-log = logging.getLogger(__name__)
 
 
 class Healer:
     """Of one REFE, in its thread.
 
-    ert: the table in use; reroute: makes new routes, around whoever is down or avoided
+    ert: the table in use
     mask: leave experts out that nobody serves, instead of waiting up to `missing_timeout_s`
-    generation: grows whenever waiting rows should be routed anew
     """
 
     def __init__(
         self,
-        links: Links,
+        peers: Peers,
         exchange: Exchange,
         stats: RefeStats,
-        health: Health,
-        probes: Probes,
         *,
         mask: bool,
         missing_timeout_s: float,
         reply_timeout_s: float,
-        report: Callable[[Report], None],
-        reroute: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self.ert: ERT | None = None
-        self.generation = 0
-        self._links = links
+        self._peers = peers
+        self._links = peers.links
         self._exchange = exchange
         self._stats = stats
-        self._health = health
-        self._probes = probes
         self._mask = mask
         self._missing_timeout_s = missing_timeout_s
         self._reply_timeout_s = reply_timeout_s
-        self._report = report
-        self._reroute = reroute
         self._clock = clock
-        self._gone: dict[str, ClientChannel] = {}  # the last lost one of each EW: told once
         exchange.on_failure = self._failed
         exchange.on_unusable = self._unusable
-
-    # Between dispatches.
-
-    def look_around(self) -> None:
-        """Before a dispatch: use what has become usable, leave out what is lost meanwhile."""
-        if not (self._links.down or self._health.avoided):
-            return
-        now = self._clock()
-        changed = self.adopt()
-        self._links.retry(now)
-        for worker in self._health.avoided:
-            channel = self._links.usable(worker)
-            if channel is None:
-                self._health.forget(worker)
-                if self._links.incarnation(worker):
-                    self._lose(worker, "lost while it was avoided")
-                changed = True
-            elif channel.owed() == 0 and self._health.may_return(worker, now):
-                self._health.trust(worker, now)
-                self._report(Clearance(worker, channel.peer_incarnation))
-                changed = True
-        if changed:
-            self.renew()
-
-    def adopt(self) -> bool:
-        """Use the connections made in the background; True if there is a new one."""
-        new = self._links.adopt()
-        for worker in new:
-            self._probes.forget(worker)
-        while self._links.refused:
-            self._suspect(*self._links.refused.pop())
-        return bool(new)
-
-    # During a combine.
 
     def act(self, ticket: Ticket) -> bool:
         """Do what is due about a ticket's failures; True if rows may have moved.
@@ -125,8 +74,8 @@ class Healer:
         only EW that could compute some rows refuses to.
         """
         now = self._clock()
-        if self.adopt():
-            self.renew()
+        if self._peers.adopt():
+            self._peers.renew()
         self._expired(ticket, now)
         self._silent(ticket, now)
         self._overdue(ticket, now)
@@ -149,7 +98,7 @@ class Healer:
             if owed.piece is None or masked is None or masked.told:
                 continue
             masked.told = True
-            self._report(
+            self._peers.report(
                 Failover(
                     owed.piece.blame,
                     masked.incarnation,
@@ -167,7 +116,7 @@ class Healer:
         hedged = frozenset(rescue.hedged) if rescue else frozenset()
         moments = [ticket.inflight.next_look(hedged)]
         moments += [
-            self._probes.next_look(o.worker, o.sent)
+            self._peers.probes.next_look(o.worker, o.sent)
             for o in ticket.inflight.unanswered
             if o.sequence not in hedged
         ]
@@ -180,8 +129,7 @@ class Healer:
     def stuck(self, ticket: Ticket, worker: str) -> None:
         """Every slot to an EW has been held by messages given up before, for too long."""
         self._stats.deadlines += 1
-        self._links.cut(worker, self._late())
-        self._lose(worker, self._late())
+        self._peers.cut(worker, self._late())
         ticket.blocked_since = None
 
     # Failures.
@@ -190,10 +138,9 @@ class Healer:
         """A message will not be answered: what nobody else was asked for has to be routed."""
         owed = failure.owed
         if failure.refused and self._links.usable(owed.worker) is not None:
-            if self._health.avoid(owed.worker, self._clock()):
-                self._suspect(owed.worker, failure.reason)
+            self._peers.avoid(owed.worker, failure.reason)
         else:
-            self._lose(owed.worker, failure.reason)
+            self._peers.lose(owed.worker, failure.reason)
         self._masking(ticket, owed, LOST)
         self._rehome(ticket, owed, failure.reason if failure.refused else "")
 
@@ -202,7 +149,7 @@ class Healer:
         if channel is None:
             return  # nobody, or an EW that has left the table
         if channel.lost is not None:
-            self._lose(worker, channel.lost)
+            self._peers.lose(worker, channel.lost)
         how = LOST if channel.lost is not None else OVERDUE
         maskings = ticket.rescued().maskings
         maskings.setdefault(worker, Masking(channel.peer_incarnation, how, self._clock()))
@@ -211,8 +158,7 @@ class Healer:
         """Give those up that have not answered for a very long time."""
         for owed in ticket.inflight.expired(now):
             self._stats.deadlines += 1
-            self._links.cut(owed.worker, self._late())
-            self._lose(owed.worker, self._late())
+            self._peers.cut(owed.worker, self._late())
             if ticket.inflight.awaits(owed):
                 ticket.inflight.withdraw(owed)
                 self._masking(ticket, owed, OVERDUE)
@@ -226,7 +172,7 @@ class Healer:
         for worker in {o.worker for o in waiting}:
             mine = [o for o in waiting if o.worker == worker]
             channel = mine[-1].channel
-            ask, is_silent = self._probes.look(
+            ask, is_silent = self._peers.probes.look(
                 worker, min(o.sent for o in mine), channel.answered, now
             )
             if is_silent:
@@ -248,10 +194,9 @@ class Healer:
         for owed in late:
             rescue.hedged.add(owed.sequence)
             self._stats.hedged += 1
-            if self._health.avoid(owed.worker, now):
-                what = "no answer to probes" if how == SILENT else "no reply"
-                self._suspect(owed.worker, f"{what} for {now - owed.sent:.3f} s")
-        self.renew()
+            what = "no answer to probes" if how == SILENT else "no reply"
+            self._peers.avoid(owed.worker, f"{what} for {now - owed.sent:.3f} s")
+        self._peers.renew()
         for owed in late:
             self._masking(ticket, owed, how)
             self._rehome(ticket, owed, "")
@@ -288,8 +233,8 @@ class Healer:
         late = {o.worker for o in ticket.inflight.unanswered if o.sequence in rescue.hedged}
         workers = self.ert.workers
         for piece in pieces:
-            avoid = self._health.avoided | late | {piece.blame}
-            owners = owners_of(self.ert, self._lost(), avoid)
+            avoid = self._peers.health.avoided | late | {piece.blame}
+            owners = owners_of(self.ert, self._peers.lost(), avoid)
             for owner, part in split(piece, owners).items():
                 if owner == len(workers):
                     rescue.orphans.append(part)
@@ -321,7 +266,7 @@ class Healer:
             for piece in orphans:
                 self._leave_out(ticket, piece)
             return True
-        generation = self.generation
+        generation = self._peers.generation
         if generation != ticket.generation:
             ticket.generation = generation
             rescue.homeless, rescue.orphans = rescue.orphans, []
@@ -342,33 +287,6 @@ class Healer:
         assembly.groups -= set(piece.groups)
         if not assembly.groups:
             self._exchange.settle(ticket, chunk, piece.part, assembly.buffer)
-
-    # Peers.
-
-    def _lose(self, worker: str, reason: str) -> None:
-        """An EW takes no more work until it is connected anew."""
-        channel = self._links.channels.get(worker)
-        known = channel is not None and self._gone.get(worker) is channel
-        self._links.lose(worker, reason)
-        self._health.forget(worker)
-        if channel is not None and not known:
-            self._gone[worker] = channel
-            self._stats.peers_lost += 1
-            self._suspect(worker, reason)
-        self.renew()
-
-    def _suspect(self, worker: str, reason: str) -> None:
-        log.warning("%s: %s", worker, reason)
-        self._report(Suspicion(worker, self._links.incarnation(worker), reason))
-
-    def renew(self) -> None:
-        """The table, or who can be used, has changed: make new routes."""
-        self.generation += 1
-        self._reroute()
-
-    def _lost(self) -> set[str]:
-        gone = {w for w, c in self._links.channels.items() if c.lost is not None}
-        return gone | self._links.down.keys()
 
     def _late(self) -> str:
         return f"did not answer within {self._reply_timeout_s:.3f} s"

@@ -23,6 +23,7 @@ from tarragon_hpc.datapath.healer import Healer
 from tarragon_hpc.datapath.health import Health, Patience
 from tarragon_hpc.datapath.lane import FastLane, make_lane
 from tarragon_hpc.datapath.links import Links, in_a_thread
+from tarragon_hpc.datapath.peers import Peers
 from tarragon_hpc.datapath.probes import Probes
 from tarragon_hpc.datapath.routes import Routes, make_routes
 from tarragon_hpc.datapath.stats import RefeStats
@@ -102,7 +103,6 @@ class Refe:
         self._timeout_s = reply_timeout_s
         self._clock = clock
         self._health = Health(patience or Patience())
-        self._probes = Probes(probe_s, probe_misses)
         self._exchange = Exchange(
             self.links,
             self.stats,
@@ -114,17 +114,22 @@ class Refe:
             timeout_s=reply_timeout_s,
             clock=clock,
         )
-        self._healer = Healer(
+        self._peers = Peers(
             self.links,
+            self._health,
+            Probes(probe_s, probe_misses),
+            self.stats,
+            report=lambda report: self.report(report),
+            reroute=self._route,
+            clock=clock,
+        )
+        self._healer = Healer(
+            self._peers,
             self._exchange,
             self.stats,
-            self._health,
-            self._probes,
             mask=mask,
             missing_timeout_s=missing_timeout_s,
             reply_timeout_s=reply_timeout_s,
-            report=lambda report: self.report(report),
-            reroute=self._route,
             clock=clock,
         )
         self._routes: Routes | None = None
@@ -161,8 +166,8 @@ class Refe:
             for worker, incarnation in before.items():
                 if self.links.incarnation(worker) != incarnation:
                     self._health.forget(worker)
-            self._healer.adopt()
-            self._healer.renew()
+            self._peers.adopt()
+            self._peers.renew()
         return self.down()
 
     def down(self) -> dict[str, str]:
@@ -184,7 +189,7 @@ class Refe:
         both C-contiguous, valid and unchanged until `combine` returns. Raises ValueError for an id
         that is no expert.
         """
-        self._healer.look_around()
+        self._peers.look_around()
         ticket = Ticket(layer, rows, hidden, topk_ids)
         self.stats.dispatches += 1
         self.stats.rows += rows
@@ -363,6 +368,6 @@ class Refe:
             self.links,
             self.stats,
             self._health,
-            self._probes.interval_s,
+            self._peers.probes.interval_s,
             self._timeout_s,
         )
