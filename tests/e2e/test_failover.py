@@ -12,14 +12,16 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tarragon_hpc.bench.load import Load, Prompt
 from tarragon_hpc.bench.service import Service, serving
 from tarragon_hpc.cluster.faults import Victim, find_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
