@@ -44,6 +44,20 @@ def bench_steady(
     )  # fmt: skip
 
 
+@bench_app.command("overhead")
+def bench_overhead(
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint; default: one of the bench preset is made.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 10, after a warm-up.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """What being ready for failures costs while there are none."""
+    from tarragon_hpc.cli.bench import overhead
+
+    overhead(json, model, rounds=rounds)
+
+
 @bench_app.command("experts")
 def bench_experts(
     hidden: Annotated[int | None, typer.Option(min=32, help="Default: 1024.")] = None,

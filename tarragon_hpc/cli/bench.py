@@ -31,20 +31,27 @@ def bench(name: str, target: Path | None, **options: Any) -> None:
 
 def steady(target: Path | None, model: Path | None, **options: Any) -> None:
     """The steady-state benchmark; without a model it makes the bench preset's for itself."""
-    if model is not None:
-        bench("steady", target, model=str(model), **options)
-        return
-    with _made("bench") as made:
-        bench("steady", target, model=made, **options)
+    _with_model("steady", "bench", target, model, options)
+
+
+def overhead(target: Path | None, model: Path | None, **options: Any) -> None:
+    """The price of resilience; without a model it makes the bench preset's for itself."""
+    _with_model("overhead", "bench", target, model, options)
 
 
 def failover(target: Path | None, model: Path | None, **options: Any) -> None:
     """The failover benchmark; without a model it makes a tiny one for itself."""
+    _with_model("failover", "tiny", target, model, options)
+
+
+def _with_model(
+    name: str, preset: str, target: Path | None, model: Path | None, options: dict[str, Any]
+) -> None:
     if model is not None:
-        bench("failover", target, model=str(model), **options)
+        bench(name, target, model=str(model), **options)
         return
-    with _made("tiny") as made:
-        bench("failover", target, model=made, **options)
+    with _made(preset) as made:
+        bench(name, target, model=made, **options)
 
 
 @contextlib.contextmanager
