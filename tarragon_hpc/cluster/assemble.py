@@ -82,7 +82,7 @@ async def assemble(
     Raises ConfigError or ModelError, before there is a run directory unless that is the mistake.
     """
     model = describe_model(config.model.path, config.model.dtype)
-    placement = place(model.experts, config.experts)
+    placement = place(model.experts, config.experts, model.expert_bytes)
     specs = plan_workers(config, usable_cpus(), usable_gpus())
     # Both are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
