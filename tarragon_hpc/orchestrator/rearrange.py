@@ -49,7 +49,9 @@ def _adopt(
     most = old.experts if rules.capacity is None else rules.capacity
     placed = {e for held in primaries.values() for e in held}
     has = {w: old.of(w) | frozenset(holds.get(w, ())) for w in primaries}
-    for expert in rules.hottest_first(old.experts):
+    held = frozenset().union(*has.values())
+    # Where there is not room for all, what somebody has already costs nothing to keep.
+    for expert in sorted(rules.hottest_first(old.experts), key=lambda e: e not in held):
         if expert in placed:
             continue
         heir = min(
