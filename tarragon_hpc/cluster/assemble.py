@@ -17,6 +17,7 @@ from tarragon_hpc.cluster.control import ControlServer
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
 from tarragon_hpc.cluster.local import LocalLauncher
+from tarragon_hpc.cluster.places import Places
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
@@ -38,7 +39,8 @@ from tarragon_hpc.orchestrator.detector import silence_bound_s
 from tarragon_hpc.orchestrator.events import RunCreated
 from tarragon_hpc.orchestrator.journal import Journal
 from tarragon_hpc.orchestrator.placement import Placement, place
-from tarragon_hpc.orchestrator.plan import Policy
+from tarragon_hpc.orchestrator.policy import Policy
+from tarragon_hpc.orchestrator.rules import Rules, rules_for
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from tarragon_hpc.wire.to_head import Note
 
 _CONTROL_HOST = "127.0.0.1"  # all workers and clients are on this machine
+# About so much is loaded before an EW says what it holds by then.
+_LOAD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,11 @@ async def assemble(
     Raises ConfigError or ModelError, before there is a run directory unless that is the mistake.
     """
     model = describe_model(config.model.path, config.model.dtype)
-    placement = place(model.experts, config.experts)
-    specs = plan_workers(config, usable_cpus(), usable_gpus())
+    placement = place(model.experts, config.experts, model.expert_bytes)
+    rules = rules_for(model.experts, config.experts, model.expert_bytes)
+    gpus = usable_gpus()
+    specs = plan_workers(config, usable_cpus(), gpus)
+    places = Places(config, specs, gpus)
     # Both are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
     info: RunInfo
@@ -114,7 +121,7 @@ async def assemble(
     timeline = Timeline(path / TIMELINE)
     stack.callback(timeline.close)
     launcher = LocalLauncher(
-        {spec.worker: spec for spec in specs},
+        places,
         path,
         lambda who: orchestrator.ending(who),
         lambda who, returncode: orchestrator.exited(who, returncode),
@@ -124,12 +131,13 @@ async def assemble(
     reporter = Reporter(sessions, timeline, metrics, lambda: orchestrator.heard)
     detection = config.detection
     orchestrator = Orchestrator(
-        _created(path.name, specs, placement),
+        _created(path.name, specs, placement, rules),
         journal=journal,
         launcher=launcher,
-        policy=Policy(start_timeout_s=config.cluster.start_timeout_s),
+        policy=_policy(config, model.expert_bytes),
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
+        prepare=places.prepare,
     )
     metrics.expose_stats(lambda: _statistics(orchestrator))
 
@@ -194,7 +202,17 @@ def _own_name() -> str:
     return name
 
 
-def _created(run: str, specs: list[WorkerSpec], placement: Placement) -> RunCreated:
+def _policy(config: Config, expert_bytes: int) -> Policy:
+    return Policy(
+        start_timeout_s=config.cluster.start_timeout_s,
+        stopped_grace_s=config.detection.stopped_grace_s,
+        max_restarts=config.cluster.max_restarts,
+        restart_window_s=config.cluster.restart_window_s,
+        load_batch=max(1, min(64, _LOAD_BYTES // expert_bytes)),
+    )
+
+
+def _created(run: str, specs: list[WorkerSpec], placement: Placement, rules: Rules) -> RunCreated:
     return RunCreated(
         time.monotonic(),
         run,
@@ -202,11 +220,13 @@ def _created(run: str, specs: list[WorkerSpec], placement: Placement) -> RunCrea
         placement.experts,
         {worker: list(held) for worker, held in placement.primaries.items()},
         {worker: list(held) for worker, held in placement.shadows.items()},
+        rules,
     )
 
 
 def _statistics(orchestrator: Orchestrator) -> Iterator[tuple[str, str, float]]:
     for who, stats in orchestrator.stats.items():
-        if orchestrator.state.workers[who.worker].incarnation == who.number:
+        worker = orchestrator.state.workers.get(who.worker)
+        if worker is not None and worker.incarnation == who.number:
             for name, value in stats.items():
                 yield who.worker, name, value

@@ -13,6 +13,7 @@ from tarragon_hpc.observe.story import Stories
 from tarragon_hpc.observe.timeline import LOST
 from tarragon_hpc.orchestrator import changes as ch
 from tarragon_hpc.orchestrator import events as ev
+from tarragon_hpc.orchestrator.coverage import coverage_gap
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
 from tarragon_hpc.orchestrator.status import worker_word
 
@@ -33,6 +34,9 @@ class Gateway(Protocol):
 
     def on_worker_serving(self, worker: str, incarnation: int) -> None:
         """An AW takes sequences."""
+
+    def on_worker_draining(self, worker: str, incarnation: int) -> None:
+        """An AW finishes what it runs and takes nothing new."""
 
     def on_worker_lost(self, worker: str, incarnation: int, reason: str) -> None:
         """An AW is gone, and its sequences with it."""
@@ -72,6 +76,8 @@ class Reporter:
             match change:
                 case ch.AttentionServing():
                     self._gateway.on_worker_serving(change.worker, change.incarnation)
+                case ch.AttentionDraining():
+                    self._gateway.on_worker_draining(change.worker, change.incarnation)
                 case ch.AttentionGone():
                     self._gateway.on_worker_lost(change.worker, change.incarnation, change.reason)
                 case ch.Availability():
@@ -98,7 +104,18 @@ class Reporter:
         record = self._timeline.record
         match event:
             case ev.TablePublished():
-                record("table published", epoch=event.epoch, holders=_holders(after))
+                short, missing = coverage_gap(after)
+                record(
+                    "table published",
+                    epoch=event.epoch,
+                    holders=_holders(after),
+                    short=short,
+                    missing=missing,
+                )
+            case ev.PlacementChanged():
+                record("placement changed", reason=event.reason)
+            case ev.WorkerAdded():
+                record("worker added", worker=event.worker, reason=event.reason)
             case ev.DrainBegan():
                 record("drain began", reason=event.reason, drain_s=event.drain_s)
             case ev.StopBegan():
@@ -135,6 +152,33 @@ class Reporter:
                 record("worker heard again")
             case ev.WorkerSuspected():
                 record("worker suspected", by=event.by, reason=event.reason)
+            case ev.WorkerCleared():
+                record("worker trusted again", by=event.by)
+            case ev.FailureMasked():
+                record(
+                    "failure masked",
+                    how=event.how,
+                    by=event.by,
+                    detected_ago_s=event.detected_ago_s,
+                    rerouted_ago_s=event.rerouted_ago_s,
+                    answered_ago_s=event.answered_ago_s,
+                    pairs=event.pairs,
+                )
+            case ev.LoadAsked():
+                record("load asked", experts=ch.ranges(event.experts), reason=event.reason)
+            case ev.UnloadAsked():
+                record("unload asked", experts=ch.ranges(event.experts), reason=event.reason)
+            case ev.HoldingReported():
+                record("experts held", experts=ch.ranges(event.experts), error=event.error)
+            case ev.WorkerGivenUp():
+                log.error("%s is %s", who, event.reason)
+                record("worker given up", reason=event.reason)
+            case ev.WorkerRetired():
+                record("worker retired", reason=event.reason)
+            case ev.WorkerDrained():
+                record("worker draining", reason=event.reason)
+            case ev.WorkerRemoved():
+                record("worker removed")
             case ev.WorkerStopAsked():
                 record("worker told to stop", reason=event.reason)
             case ev.WorkerLeaving():
@@ -166,8 +210,8 @@ class Reporter:
     def _measure(self, before: State, after: State, event: ev.Event) -> None:
         self._metrics.epoch.set(after.epoch)
         for name, worker in after.workers.items():
-            was = before.workers[name]
-            if worker.phase is was.phase:
+            was = before.workers.get(name)
+            if was is not None and worker.phase is was.phase:
                 continue
             if worker.phase is Phase.STARTING:
                 self._started[Incarnation(name, worker.incarnation)] = event.at

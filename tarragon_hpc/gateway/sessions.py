@@ -41,6 +41,7 @@ class Sessions:
         self._open: dict[str, SequenceState] = {}
         self._running: dict[Incarnation, dict[str, SequenceState]] = {}
         self._newest: dict[str, int] = {}
+        self._leaving: set[Incarnation] = set()
         self._serving = False
         self._reason = "starting"
         self._draining = False
@@ -66,7 +67,7 @@ class Sessions:
             return "the service is stopping"
         if not self._serving:
             return self._reason
-        return None if self._running else "no attention worker is serving"
+        return None if self._running.keys() - self._leaving else "no attention worker is serving"
 
     def check_count(self, count: int) -> None:
         """Raises RequestError if so many sequences could never be open at once."""
@@ -140,9 +141,17 @@ class Sessions:
         self.on_worker_lost(worker, newest, f"replaced by {new}")
         self._running[new] = {}
 
+    def on_worker_draining(self, worker: str, incarnation: int) -> None:
+        """This AW finishes what it runs; it is given nothing new. Unknown ones are ignored."""
+        who = Incarnation(worker, incarnation)
+        if who in self._running:
+            self._leaving.add(who)
+
     def on_worker_lost(self, worker: str, incarnation: int, reason: str) -> None:
         """This AW is gone, and what it ran with it. Unknown incarnations are ignored."""
-        lost = self._running.pop(Incarnation(worker, incarnation), {})
+        who = Incarnation(worker, incarnation)
+        self._leaving.discard(who)
+        lost = self._running.pop(who, {})
         for state in list(lost.values()):
             self._interrupted(state, f"attention worker {worker} was lost: {reason}")
 
@@ -196,8 +205,9 @@ class Sessions:
 
     def _assign(self, state: SequenceState) -> None:
         """Give a sequence to the AW that is chosen for it, or end it if there is none."""
-        by_worker = {i.worker: i for i in self._running}
-        worker = choose_worker({i.worker: len(on) for i, on in self._running.items()})
+        open_to = {i: len(on) for i, on in self._running.items() if i not in self._leaving}
+        by_worker = {i.worker: i for i in open_to}
+        worker = choose_worker({i.worker: running for i, running in open_to.items()})
         if worker is None:
             self._fail(state, Unavailable("no attention worker is serving"))
             return

@@ -43,3 +43,10 @@ class ModelSpec:
     max_len: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+
+    @property
+    def expert_bytes(self) -> int:
+        """Weights of one expert, all its layers, as they are served."""
+        hidden, ffn = self.shape.hidden, self.shape.ffn
+        numbers = 3 * hidden * ffn + (2 * ffn + hidden if self.shape.bias else 0)
+        return len(self.moe_layers) * numbers * (4 if self.dtype == "float32" else 2)

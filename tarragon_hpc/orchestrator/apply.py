@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
-from tarragon_hpc.ids import Role, parse_worker_id
+from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.orchestrator import events as ev
+from tarragon_hpc.orchestrator.apply_worker import after, forward
 from tarragon_hpc.orchestrator.placement import Placement
-from tarragon_hpc.orchestrator.state import GONE, LEAVING, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 def begin(event: ev.RunCreated) -> State:
     """The state of a run that was just decided on."""
     workers = {w: Worker(w, parse_worker_id(w)[0], since=event.at) for w in event.workers}
-    placement = Placement(
-        event.experts,
-        {w: tuple(e) for w, e in event.primaries.items()},
-        {w: tuple(e) for w, e in event.shadows.items()},
-    )
-    return State(event.run, workers, placement, since=event.at)
+    placement = _placement(event.experts, event.primaries, event.shadows)
+    return State(event.run, workers, placement, since=event.at, rules=event.rules)
 
 
 def replay(events: Iterable[ev.Event]) -> State:
@@ -39,9 +36,16 @@ def apply(state: State, event: ev.Event) -> State:
     """The state after `event`."""
     match event:
         case ev.RunCreated():
-            return replace(state, stale=state.stale + 1)
+            return _stale(state)
         case ev.TablePublished():
             return _publish(state, event)
+        case ev.WorkerAdded():
+            return _add(state, event)
+        case ev.WorkerRemoved():
+            return _remove(state, event)
+        case ev.PlacementChanged():
+            placement = _placement(state.placement.experts, event.primaries, event.shadows)
+            return replace(state, placement=placement)
         case ev.DrainBegan():
             if state.phase not in (RunPhase.STARTING, RunPhase.RUNNING):
                 return state
@@ -52,82 +56,75 @@ def apply(state: State, event: ev.Event) -> State:
             return _enter(state, RunPhase.STOPPING, event.at, event.reason, failed=event.failed)
         case ev.RunEnded():
             return _enter(state, RunPhase.ENDED, event.at, state.reason)
+        case ev.WorkerSuspected() | ev.WorkerCleared() | ev.FailureMasked():
+            # What peers tell of it may come after it was replaced. It is for the timeline only.
+            return state if event.incarnation <= _newest(state, event.worker) else _stale(state)
         case _:
             worker = state.workers.get(event.worker)
-            changed = None if worker is None else _worker(worker, event)
+            changed = None if worker is None else after(worker, event)
             if changed is None:
-                return replace(state, stale=state.stale + 1)
+                return _stale(state)
+            changed = _sound(changed, state.placement.experts)
             return _settle(
                 replace(state, workers={**state.workers, event.worker: changed}), event.at
             )
 
 
-def _worker(worker: Worker, event: ev.AboutWorker) -> Worker | None:
-    """The worker after an event about it; None: the event is stale."""
-    if isinstance(event, ev.WorkerStarted):
-        if event.incarnation <= worker.incarnation or worker.phase not in GONE | {Phase.PLANNED}:
-            return None
-        return Worker(
-            worker.worker, worker.role, Phase.STARTING, event.incarnation, event.at, event.pid
-        )
-    if event.incarnation != worker.incarnation:
-        return None
-    if isinstance(event, ev.WorkerExited):
-        if worker.phase in GONE:
-            return replace(worker, exit=event.exit)
-        end = Phase.STOPPED if worker.phase is Phase.STOPPING else Phase.DEAD
-        return _move(worker, end, event.at, exit=event.exit, reason=worker.reason or event.exit)
-    if isinstance(event, ev.WorkerFenced):
-        return replace(worker, fenced=True)
-    if worker.phase in GONE:
-        # The other half of the same news, exit and end of connection, is not stale.
-        return worker if isinstance(event, ev.WorkerLost) else None
-    match event:
-        case ev.WorkerRegistered():
-            if worker.phase is not Phase.STARTING:
-                return None
-            known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(worker, Phase.REGISTERED, event.at, **known)
-        case ev.WorkerWelcomed():
-            return _forward(worker, Phase.LOADING, event.at)
-        case ev.WorkerReady():
-            return _serving(
-                _forward(replace(worker, detail=event.detail), Phase.READY, event.at), event.at
-            )
-        case ev.TableSent():
-            return replace(worker, table_sent=max(worker.table_sent, event.epoch))
-        case ev.TableTaken():
-            applied = max(worker.table_applied, event.epoch)
-            return _serving(replace(worker, table_applied=applied), event.at)
-        case ev.WorkerSilent():
-            return replace(worker, responsive=False)
-        case ev.WorkerHeard():
-            return replace(worker, responsive=True)
-        case ev.WorkerSuspected():
-            return worker
-        case ev.WorkerLost():
-            end = Phase.STOPPED if worker.phase is Phase.STOPPING else Phase.DEAD
-            return _move(worker, end, event.at, reason=worker.reason or event.reason)
-        case ev.WorkerStopAsked() | ev.WorkerLeaving():
-            if worker.phase is Phase.STOPPING:
-                return worker
-            return _move(worker, Phase.STOPPING, event.at, reason=event.reason)
-        case _:
-            assert_never(event)
+def _placement(
+    experts: int, primaries: Mapping[str, list[int]], shadows: Mapping[str, list[int]]
+) -> Placement:
+    return Placement(
+        experts,
+        {w: tuple(e) for w, e in primaries.items()},
+        {w: tuple(e) for w, e in shadows.items()},
+    )
+
+
+def _sound(worker: Worker, experts: int) -> Worker:
+    """Whatever a worker says that it holds, only what the model has counts."""
+    if all(0 <= expert < experts for expert in worker.holds):
+        return worker
+    return replace(worker, holds=worker.holds.intersection(range(experts)))
 
 
 def _publish(state: State, event: ev.TablePublished) -> State:
     if event.epoch <= state.epoch:
-        return replace(state, stale=state.stale + 1)
+        return _stale(state)
     table = tuple(tuple(holders) for holders in event.table)
     named = {worker for holders in table for worker in holders}
     workers = {
-        name: _forward(worker, Phase.SERVING, event.at)
+        name: forward(worker, Phase.SERVING, event.at)
         if name in named and worker.phase is Phase.READY
         else worker
         for name, worker in state.workers.items()
     }
     return _settle(replace(state, epoch=event.epoch, table=table, workers=workers), event.at)
+
+
+def _add(state: State, event: ev.WorkerAdded) -> State:
+    if event.worker in state.workers or event.incarnation < _newest(state, event.worker):
+        return _stale(state)
+    role, _ = parse_worker_id(event.worker)
+    worker = Worker(event.worker, role, incarnation=event.incarnation, since=event.at)
+    return replace(state, workers={**state.workers, event.worker: worker})
+
+
+def _remove(state: State, event: ev.WorkerRemoved) -> State:
+    worker = state.workers.get(event.worker)
+    if worker is None or event.incarnation != worker.incarnation:
+        return _stale(state)
+    if not worker.retired or worker.phase not in GONE | {Phase.PLANNED}:
+        return _stale(state)
+    workers = {name: w for name, w in state.workers.items() if name != event.worker}
+    removed = {**state.removed, event.worker: worker.incarnation}
+    return replace(state, workers=workers, removed=removed)
+
+
+def _newest(state: State, worker: str) -> int:
+    """The last incarnation that had this name; 0: none yet, -1: no such worker."""
+    if worker in state.workers:
+        return state.workers[worker].incarnation
+    return state.removed.get(worker, -1)
 
 
 def _settle(state: State, at: float) -> State:
@@ -138,25 +135,8 @@ def _settle(state: State, at: float) -> State:
     return state
 
 
-def _serving(worker: Worker, at: float) -> Worker:
-    """An AW serves once it is ready and routes by a table; in whichever order that came."""
-    if worker.role is Role.AW and worker.phase is Phase.READY and worker.table_applied:
-        return _move(worker, Phase.SERVING, at)
-    return worker
-
-
-_ORDER = list(Phase)
-
-
-def _forward(worker: Worker, phase: Phase, at: float) -> Worker:
-    """Enter a later phase of the start; a worker that is further on or leaving stays there."""
-    if worker.phase in LEAVING or _ORDER.index(worker.phase) >= _ORDER.index(phase):
-        return worker
-    return _move(worker, phase, at)
-
-
-def _move(worker: Worker, phase: Phase, at: float, **known: Any) -> Worker:
-    return replace(worker, phase=phase, since=at, **known)
+def _stale(state: State) -> State:
+    return replace(state, stale=state.stale + 1)
 
 
 def _enter(state: State, phase: RunPhase, at: float, reason: str, **known: Any) -> State:

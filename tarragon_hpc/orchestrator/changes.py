@@ -6,15 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tarragon_hpc.ids import Role
+from tarragon_hpc.orchestrator.holdings import Holdings
 from tarragon_hpc.orchestrator.state import LEAVING, Phase, RunPhase, State, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionServing:
     """An AW takes sequences from now on."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionDraining:
+    """An AW finishes the sequences that it runs and takes no others."""
 
     worker: str
     incarnation: int
@@ -37,27 +46,25 @@ class Availability:
     reason: str
 
 
-Change: TypeAlias = AttentionServing | AttentionGone | Availability
+Change: TypeAlias = AttentionServing | AttentionDraining | AttentionGone | Availability
 
 
 def availability(state: State) -> Availability:
-    """Admit only what can be computed: some AW serves and every expert has a live holder."""
+    """Admit while some AW serves. Requests for experts that nobody holds wait or are masked there,
+    so that only the loss of all EWs closes the door.
+    """
     if state.phase is RunPhase.STARTING:
         return Availability(False, "the run is starting")
     if state.phase is not RunPhase.RUNNING:
         return Availability(False, f"the run is {state.phase}: {state.reason}")
-    orphans = [
-        expert
-        for expert, holders in enumerate(state.table)
-        if not any(state.workers[h].holds_experts for h in holders)
-    ]
-    if orphans:
-        what = f"expert{'s' if len(orphans) > 1 else ''} {ranges(orphans)}"
-        names = dict.fromkeys(h for expert in orphans for h in state.table[expert])
-        lost = "; ".join(trouble(state.workers[name]) for name in names)
-        return Availability(False, f"no live worker holds {what} ({lost})")
-    if not any(w.phase is Phase.SERVING for w in state.of(Role.AW)):
-        return Availability(False, "no attention worker is left")
+    for role, name in ((Role.EW, "expert worker"), (Role.AW, "attention worker")):
+        workers = state.of(role)
+        if not any(w.member for w in workers):
+            lost = "; ".join(f"{w.worker} {w.reason}" for w in workers if w.given_up)
+            return Availability(False, f"no {name} is left" + (f" ({lost})" if lost else ""))
+    if not any(w.phase is Phase.SERVING and not w.draining for w in state.of(Role.AW)):
+        coming = "; ".join(filter(None, map(trouble, state.of(Role.AW))))
+        return Availability(False, f"no attention worker serves: {coming}")
     return Availability(True, "")
 
 
@@ -74,6 +81,8 @@ def diff(old: State, new: State) -> Iterator[Change]:
         serves = worker.phase is Phase.SERVING
         if before is not None and served and not serves:
             yield AttentionGone(name, before.incarnation, worker.reason)
+        if before is not None and serves and worker.draining and not before.draining:
+            yield AttentionDraining(name, worker.incarnation)
         if serves and not served:
             yield AttentionServing(name, worker.incarnation)
     if after != availability(old) and after.serving:
@@ -88,7 +97,7 @@ def run_word(state: State) -> str:
         return str(state.phase)
     if not availability(state).serving:
         return "unavailable"
-    return "degraded" if any(map(trouble, state.workers.values())) else "serving"
+    return "degraded" if any(troubles(state)) else "serving"
 
 
 def run_reason(state: State) -> str:
@@ -97,16 +106,41 @@ def run_reason(state: State) -> str:
         return f"waiting for {state.waiting_for()}"
     if state.phase is not RunPhase.RUNNING:
         return state.reason
-    return availability(state).reason or "; ".join(
-        filter(None, map(trouble, state.workers.values()))
-    )
+    return availability(state).reason or "; ".join(troubles(state))
+
+
+def troubles(state: State) -> Iterator[str]:
+    """What is wrong with a running run, the worst first."""
+    orphans = Holdings(state).orphans
+    if orphans:
+        meanwhile = _ORPHANED[state.rules.on_missing]
+        yield f"no live worker holds {experts_in_words(orphans)}: {meanwhile}"
+    yield from filter(None, map(trouble, state.workers.values()))
+
+
+_ORPHANED = {
+    "load": "they are being loaded, and requests for them wait",
+    "mask": "they are masked until a replacement serves",
+    "wait": "requests for them wait until a replacement serves",
+}
 
 
 def trouble(worker: Worker) -> str:
     """What is wrong with a worker of a running run; empty if nothing is."""
+    if worker.retired:
+        return ""
+    if worker.given_up:
+        return f"{worker.worker} {worker.reason}"
     if worker.phase in LEAVING:
         return f"{worker.worker} {worker.phase}: {worker.exit or worker.reason}"
+    if worker.before and not worker.live:
+        return f"{worker.worker} {worker.phase} (in place of one that ended: {worker.before})"
     return "" if worker.responsive else f"{worker.worker} unresponsive"
+
+
+def experts_in_words(experts: Collection[int]) -> str:
+    """`expert 3`, `experts 0-3,7`."""
+    return f"expert{'s' if len(experts) > 1 else ''} {ranges(experts)}"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from tarragon_hpc.orchestrator.rules import Rules
+
 
 class _Event(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     at: float
@@ -29,6 +31,7 @@ class RunCreated(_Event, frozen=True):
     experts: int
     primaries: dict[str, list[int]]
     shadows: dict[str, list[int]]
+    rules: Rules = Rules()
 
 
 class WorkerStarted(_About, frozen=True):
@@ -46,7 +49,9 @@ class WorkerRegistered(_About, frozen=True):
 
 
 class WorkerWelcomed(_About, frozen=True):
-    """The worker was told what to load."""
+    """The worker was told what to load: these experts, if it is an EW."""
+
+    experts: list[int] = []
 
 
 class WorkerReady(_About, frozen=True):
@@ -91,14 +96,57 @@ class WorkerSuspected(_About, frozen=True):
     reason: str
 
 
+class WorkerCleared(_About, frozen=True):
+    """A peer that suspected this worker sends it work again."""
+
+    by: str
+
+
+class FailureMasked(_About, frozen=True):
+    """A peer has masked the failure of this worker on its own (`wire.to_head.Masked`)."""
+
+    by: str
+    how: str
+    detected_ago_s: float
+    rerouted_ago_s: float
+    answered_ago_s: float
+    pairs: int
+
+
+class LoadAsked(_About, frozen=True):
+    """An EW was told to load experts beside those that it serves."""
+
+    experts: list[int]
+    reason: str
+
+
+class UnloadAsked(_About, frozen=True):
+    """An EW was told to drop experts; it does not count as their holder from now on."""
+
+    experts: list[int]
+    reason: str
+
+
+class HoldingReported(_About, frozen=True):
+    """All that an EW can serve, after a load or an unload; `error` if that failed."""
+
+    experts: list[int]
+    error: str | None = None
+
+
 class WorkerLost(_About, frozen=True):
-    """The worker's process is ending, its connection ended, or it sent garbage.
+    """The worker's process is ending, its connection ended, it sent garbage, or it is condemned.
 
     `how`: what told it first.
     """
 
     how: str
     reason: str
+
+
+# Ways in which a worker is lost by decision: its process may still run, and must be killed.
+SILENCE, TIME = "silence", "time"
+CONDEMNED = frozenset({SILENCE, TIME})
 
 
 class WorkerExited(_About, frozen=True):
@@ -123,6 +171,44 @@ class WorkerFenced(_About, frozen=True):
     """What may be left of a lost worker was killed."""
 
 
+class WorkerGivenUp(_About, frozen=True):
+    """A dead worker is not started again."""
+
+    reason: str
+
+
+class WorkerAdded(_Event, frozen=True):
+    """The run is to have one more worker. `incarnation`: the last that had this name, or 0."""
+
+    worker: str
+    incarnation: int
+    reason: str
+
+
+class WorkerRetired(_About, frozen=True):
+    """The run is to have one worker less: this one, once nothing depends on it."""
+
+    reason: str
+
+
+class WorkerDrained(_About, frozen=True):
+    """A retired AW was told to finish what it runs and leave; it gets nothing new."""
+
+    reason: str
+
+
+class WorkerRemoved(_About, frozen=True):
+    """A retired worker is gone, and no part of the run any more."""
+
+
+class PlacementChanged(_Event, frozen=True):
+    """Who should hold which experts from now on."""
+
+    primaries: dict[str, list[int]]
+    shadows: dict[str, list[int]]
+    reason: str
+
+
 class DrainBegan(_Event, frozen=True):
     """Nothing new is admitted; running requests have `drain_s` seconds left."""
 
@@ -141,27 +227,6 @@ class RunEnded(_Event, frozen=True):
     """No worker is left."""
 
 
-Event: TypeAlias = (
-    RunCreated
-    | WorkerStarted
-    | WorkerRegistered
-    | WorkerWelcomed
-    | WorkerReady
-    | TablePublished
-    | TableSent
-    | TableTaken
-    | WorkerSilent
-    | WorkerHeard
-    | WorkerSuspected
-    | WorkerLost
-    | WorkerExited
-    | WorkerStopAsked
-    | WorkerLeaving
-    | WorkerFenced
-    | DrainBegan
-    | StopBegan
-    | RunEnded
-)
 AboutWorker: TypeAlias = (
     WorkerStarted
     | WorkerRegistered
@@ -172,9 +237,28 @@ AboutWorker: TypeAlias = (
     | WorkerSilent
     | WorkerHeard
     | WorkerSuspected
+    | WorkerCleared
+    | FailureMasked
+    | LoadAsked
+    | UnloadAsked
+    | HoldingReported
     | WorkerLost
     | WorkerExited
     | WorkerStopAsked
     | WorkerLeaving
     | WorkerFenced
+    | WorkerGivenUp
+    | WorkerRetired
+    | WorkerDrained
+    | WorkerRemoved
+)
+Event: TypeAlias = (
+    RunCreated
+    | TablePublished
+    | WorkerAdded
+    | PlacementChanged
+    | DrainBegan
+    | StopBegan
+    | RunEnded
+    | AboutWorker
 )

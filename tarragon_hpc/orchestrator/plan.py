@@ -1,108 +1,44 @@
 """(state, now, policy) → what to do next, each with its reason. Pure.
 
-The order of the clauses is the policy. Every action, once performed, is reported by events that
-make its clause fall silent; planning twice on one state asks for the same things. To heal a
-failure is one more clause here (a Start with the next incarnation, a Publish without the lost).
+The order of the clauses is the policy: a failure is fenced, routed around, replaced, and only then
+are copies restored. Every action, once performed, is reported by events that make its clause fall
+silent; planning twice on one state asks for the same things.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from tarragon_hpc.ids import Role
+from tarragon_hpc.orchestrator import copies
+from tarragon_hpc.orchestrator.actions import (
+    Abandon,
+    Action,
+    Condemn,
+    EndRun,
+    Fence,
+    GiveUp,
+    Greet,
+    Publish,
+    Rearrange,
+    SendTable,
+    Start,
+    Stop,
+)
+from tarragon_hpc.orchestrator.events import SILENCE, TIME
+from tarragon_hpc.orchestrator.holdings import Holdings
+from tarragon_hpc.orchestrator.rearrange import rearrange
+from tarragon_hpc.orchestrator.restarts import replace
+from tarragon_hpc.orchestrator.retire import accounted_for, remove, retire
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.tables import difference, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tarragon_hpc.orchestrator.policy import Policy
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Limits that decisions depend on, in seconds."""
-
-    start_timeout_s: float
-    exit_wait_s: float = 0.25
-    """How long a lost worker's process may take to end by itself, with a status that explains."""
-    exit_limit_s: float = 10.0
-    """How long a fenced one's status may take; then the run goes on without it."""
-    stop_grace_s: float = 5.0
-    """From the order to leave to the first signal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start a process for a worker's place."""
-
-    worker: str
-    incarnation: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Greet:
-    """Answer a registration; `experts` and `shadows` are what an EW must load."""
-
-    worker: str
-    incarnation: int
-    epoch: int
-    experts: tuple[int, ...] | None
-    shadows: tuple[int, ...] | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Make a new ERT known to the run."""
-
-    epoch: int
-    table: tuple[tuple[str, ...], ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendTable:
-    """Send the current ERT to an AW."""
-
-    worker: str
-    incarnation: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Make sure that a lost incarnation does nothing any more."""
-
-    worker: str
-    incarnation: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Tell a worker to leave; signals follow after `grace_s` seconds."""
-
-    worker: str
-    incarnation: int
-    grace_s: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """The run cannot go on: stop it as failed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class EndRun:
-    """Nothing is left to wait for."""
-
-    reason: str
-
-
-Action: TypeAlias = Start | Greet | Publish | SendTable | Fence | Stop | GiveUp | EndRun
+_ARRIVING = frozenset({Phase.STARTING, Phase.REGISTERED, Phase.LOADING})
 
 
 def plan(state: State, now: float, policy: Policy) -> list[Action]:
@@ -111,15 +47,35 @@ def plan(state: State, now: float, policy: Policy) -> list[Action]:
         return []
     if state.phase is RunPhase.STOPPING:
         return [*_fence(state, now, policy), *_stop(state, policy), *_end(state, now, policy)]
-    if given_up := list(_give_up(state, now, policy)):
-        return [*given_up]
-    return [
-        *_fence(state, now, policy),
-        *_start(state),
-        *_greet(state),
-        *_publish(state),
-        *_send_table(state),
-    ]
+    if state.epoch == 0 or state.phase is RunPhase.STARTING:
+        return _begin(state, now, policy)
+    return _heal(state, now, policy)
+
+
+def _begin(state: State, now: float, policy: Policy) -> list[Action]:
+    """A run that starts: all of it, or nothing."""
+    actions: list[Action] = [*_give_up(state, now, policy)]
+    if not actions:
+        actions += [*_fence(state, now, policy), *_start(state), *_greet(state)]
+        actions += _route(state)
+    return actions
+
+
+def _heal(state: State, now: float, policy: Policy) -> list[Action]:
+    """A run that serves: keep it so."""
+    actions: list[Action] = [*_condemn(state, now, policy)]
+    if actions:  # nothing else may be decided as if these were still there
+        return actions
+    holdings = Holdings(state)
+    routes: list[Action] = [*_publish(state, holdings), *_send_table(state)]
+    actions += [*_fence(state, now, policy), *routes]
+    actions += [*copies.expire(holdings, now, policy), *copies.loads(holdings, now, policy)]
+    if not routes:  # first everybody routes around the dead
+        actions += [*_start(state), *_replace(state, now, policy)]
+        actions += [*copies.unloads(holdings), *retire(holdings, policy)]
+        actions += remove(state, now, policy)
+    actions += [*_greet(state), *_rearrange(state, holdings)]
+    return actions
 
 
 def _give_up(state: State, now: float, policy: Policy) -> Iterator[GiveUp]:
@@ -127,12 +83,25 @@ def _give_up(state: State, now: float, policy: Policy) -> Iterator[GiveUp]:
     if state.phase is not RunPhase.STARTING:
         return
     for worker in state.workers.values():
-        if _accounted_for(worker, now, policy):
+        if accounted_for(worker, now, policy):
             how = worker.exit or worker.reason
             yield GiveUp(f"{worker.worker} died during the start: {how}")
             return
     if now - state.since > policy.start_timeout_s:
         yield GiveUp(f"not serving after {policy.start_timeout_s:g} s: {state.waiting_for()}")
+
+
+def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
+    """Who has been away for too long, in whichever way, is not waited for any longer."""
+    for worker in state.workers.values():
+        who = (worker.worker, worker.incarnation)
+        if worker.live and not worker.responsive:
+            if now - worker.silent_at > policy.stopped_grace_s:
+                yield Condemn(*who, SILENCE, f"unresponsive for {policy.stopped_grace_s:g} s")
+        elif worker.phase in _ARRIVING and now - worker.started > policy.start_timeout_s:
+            yield Condemn(*who, TIME, f"not ready after {policy.start_timeout_s:g} s")
+        elif worker.phase is Phase.STOPPING and now - worker.since > policy.exit_limit_s:
+            yield Condemn(*who, TIME, f"leaving for more than {policy.exit_limit_s:g} s")
 
 
 def _fence(state: State, now: float, policy: Policy) -> Iterator[Fence]:
@@ -141,34 +110,50 @@ def _fence(state: State, now: float, policy: Policy) -> Iterator[Fence]:
     for worker in state.workers.values():
         if worker.exit is not None or worker.fenced or worker.phase not in patience:
             continue
-        if now - worker.since > patience[worker.phase]:
+        if worker.condemned or now - worker.since > patience[worker.phase]:
             yield Fence(worker.worker, worker.incarnation, worker.reason)
 
 
 def _start(state: State) -> Iterator[Start]:
     for worker in state.workers.values():
-        if worker.phase is Phase.PLANNED:
+        if worker.phase is Phase.PLANNED and not worker.retired:
             yield Start(worker.worker, worker.incarnation + 1, "the run needs it")
+
+
+def _replace(state: State, now: float, policy: Policy) -> Iterator[Start | Abandon]:
+    """While the run drains, only what the last requests need."""
+    for worker in state.workers.values():
+        if state.phase is RunPhase.RUNNING or worker.role is Role.EW:
+            action = replace(worker, state, now, policy)
+            if action is not None:
+                yield action
 
 
 def _greet(state: State) -> Iterator[Greet]:
     for worker in state.workers.values():
-        if worker.phase is not Phase.REGISTERED:
+        if worker.phase is not Phase.REGISTERED or worker.retired:
             continue
         experts = shadows = None
         if worker.role is Role.EW:
-            experts = state.placement.primaries[worker.worker]
-            shadows = state.placement.shadows[worker.worker]
+            experts = state.placement.primaries.get(worker.worker, ())
+            shadows = state.placement.shadows.get(worker.worker, ())
         yield Greet(
             worker.worker, worker.incarnation, state.epoch, experts, shadows, "it registered"
         )
 
 
-def _publish(state: State) -> Iterator[Publish]:
+def _route(state: State) -> Iterator[Publish | SendTable]:
+    """The first table waits for all EWs."""
     experts = state.of(Role.EW)
-    if state.epoch == 0 and all(w.holds_experts for w in experts):
-        table = state.placement.candidates()
-        yield Publish(1, table, f"all {len(experts)} EWs are ready")
+    if state.epoch == 0 and all(w.live for w in experts):
+        yield Publish(1, table(Holdings(state)), f"all {len(experts)} EWs are ready")
+    yield from _send_table(state)
+
+
+def _publish(state: State, holdings: Holdings) -> Iterator[Publish]:
+    wanted = table(holdings)
+    if wanted != state.table:
+        yield Publish(state.epoch + 1, wanted, difference(state, wanted))
 
 
 def _send_table(state: State) -> Iterator[SendTable]:
@@ -181,6 +166,38 @@ def _listens(worker: Worker) -> bool:
     return worker.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
 
 
+def _rearrange(state: State, holdings: Holdings) -> Iterator[Rearrange]:
+    """Who is given up, added or retired changes who should hold what."""
+    holders = _holders(state)
+    names = [w.worker for w in holders]
+    if state.phase is not RunPhase.RUNNING or set(names) == set(state.placement.primaries):
+        return
+    gone = [w for w in state.placement.primaries if w not in names]
+    come = [w for w in names if w not in state.placement.primaries]
+    reasons = [f"{', '.join(come)} added"] * bool(come) + [f"without {', '.join(gone)}"] * bool(
+        gone
+    )
+    placement = rearrange(
+        state.placement,
+        names,
+        state.rules,
+        holds={name: worker.holds for name, worker in holdings.live.items()},
+        nodes={w.worker: w.host for w in holders},
+    )
+    yield Rearrange(placement, "; ".join(reasons))
+
+
+def _holders(state: State) -> list[Worker]:
+    """The EWs that are to hold the experts; one that is retired only as long as it must, since
+    the memory of the others is too small by now.
+    """
+    members = [w for w in state.of(Role.EW) if w.member]
+    capacity = state.rules.capacity
+    if capacity is None or len(members) * capacity >= state.placement.experts:
+        return members
+    return [w for w in state.of(Role.EW) if w.member or (w.retired and w.live)]
+
+
 def _stop(state: State, policy: Policy) -> Iterator[Stop]:
     """A run that failed has nothing to lose; one that ends well lets its workers say goodbye."""
     grace = 0.0 if state.failed else policy.stop_grace_s
@@ -191,13 +208,5 @@ def _stop(state: State, policy: Policy) -> Iterator[Stop]:
 
 def _end(state: State, now: float, policy: Policy) -> Iterator[EndRun]:
     workers = state.workers.values()
-    if all(w.phase is Phase.PLANNED or _accounted_for(w, now, policy) for w in workers):
+    if all(w.phase is Phase.PLANNED or accounted_for(w, now, policy) for w in workers):
         yield EndRun(state.reason)
-
-
-def _accounted_for(worker: Worker, now: float, policy: Policy) -> bool:
-    """Gone, and either its exit status is known or it has been waited for long enough."""
-    if worker.phase not in GONE:
-        return False
-    waited = worker.fenced and now - worker.since > policy.exit_limit_s
-    return worker.exit is not None or waited

@@ -12,34 +12,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Protocol
 
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.ids import Incarnation, Role
 from tarragon_hpc.observe.log import ChangeLogger
+from tarragon_hpc.orchestrator import actions as ac
 from tarragon_hpc.orchestrator import events as ev
-from tarragon_hpc.orchestrator import plan as pl
+from tarragon_hpc.orchestrator import scaling
 from tarragon_hpc.orchestrator.apply import apply, begin
 from tarragon_hpc.orchestrator.detector import describe_exit, verdicts, was_paused
+from tarragon_hpc.orchestrator.outcomes import outcome
+from tarragon_hpc.orchestrator.plan import plan
+from tarragon_hpc.orchestrator.reports import Told, event_of
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
 from tarragon_hpc.wire import to_worker
 from tarragon_hpc.wire.common import Message, Peer
-from tarragon_hpc.wire.to_head import (
-    Cleared,
-    Heartbeat,
-    Holding,
-    Masked,
-    Ready,
-    Register,
-    Stopping,
-    Suspect,
-    TableApplied,
-)
+from tarragon_hpc.wire.to_head import Heartbeat, Register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tarragon_hpc.orchestrator.journal import Journal
+    from tarragon_hpc.orchestrator.policy import Policy
 
 # From the first sign of a process's end until what it sent last has been read: a farewell that
 # is still in the socket tells leaving from dying.
@@ -48,7 +43,7 @@ _EXIT_WAIT_S = 0.02
 
 log = logging.getLogger(__name__)
 
-Report = Ready | TableApplied | Heartbeat | Suspect | Cleared | Masked | Holding | Stopping
+Report = Heartbeat | Told
 """What workers tell the orchestrator (the rest of ToHead is for the gateway or from clients)."""
 
 
@@ -81,10 +76,12 @@ class Orchestrator:
         *,
         journal: Journal,
         launcher: Launcher,
-        policy: pl.Policy,
+        policy: Policy,
         silence_bound_s: float,
         observe: Callable[[State, State, ev.Event], None],
+        prepare: Callable[[list[str], list[str]], str | None] = lambda workers, beside: None,
     ) -> None:
+        """`prepare` makes places for more workers beside those that stay, or says why not."""
         self.state = begin(created)
         self.heard: dict[Incarnation, float] = {}
         self.stats: dict[Incarnation, Mapping[str, float]] = {}
@@ -93,6 +90,7 @@ class Orchestrator:
         self._policy = policy
         self._bound_s = silence_bound_s
         self._observe = observe
+        self._prepare = prepare
         self._links: dict[Incarnation, Link] = {}
         self._exits: dict[Incarnation, tuple[str, asyncio.TimerHandle]] = {}
         self._unwritten: list[ev.Event] = [created]
@@ -134,25 +132,10 @@ class Orchestrator:
 
     def receive(self, message: Report) -> None:
         """A registered worker reports."""
-        now = time.monotonic()
-        who = (message.worker, message.incarnation)
-        match message:
-            case Heartbeat():
-                self.stats[Incarnation(*who)] = message.stats
-            case Ready():
-                self.record(ev.WorkerReady(now, *who, message.detail))
-            case TableApplied():
-                self.record(ev.TableTaken(now, *who, message.epoch))
-            case Stopping():
-                self.record(ev.WorkerLeaving(now, *who, message.reason))
-            case Suspect():
-                peer = (message.peer, message.peer_incarnation)
-                by = str(Incarnation(*who))
-                self.record(ev.WorkerSuspected(now, *peer, by, message.reason))
-            case Cleared() | Masked() | Holding():
-                pass  # not heeded yet
-            case _:
-                assert_never(message)
+        if isinstance(message, Heartbeat):
+            self.stats[Incarnation(message.worker, message.incarnation)] = message.stats
+        else:
+            self.record(event_of(message, time.monotonic()))
 
     def hear(self, who: Incarnation) -> None:
         """Any message from an admitted worker is a sign of life."""
@@ -195,11 +178,22 @@ class Orchestrator:
 
     def scale(self, role: str, count: int) -> str | None:
         """Have so many workers of a role; why not, or None if the change is under way."""
-        return f"{role}={count}: scaling is not built yet"
+        if (problem := scaling.refuse(self.state, role, count)) is not None:
+            return problem
+        events = scaling.scale(self.state, Role(role), count, time.monotonic())
+        leaving = {event.worker for event in events if isinstance(event, ev.WorkerRetired)}
+        staying = [w.worker for w in self.state.workers.values() if w.member]
+        staying = [name for name in staying if name not in leaving]
+        if (problem := self._prepare(scaling.added(events), staying)) is not None:
+            return f"{role}={count}: {problem}"
+        for event in events:
+            self.record(event)
+        return None
 
     def send(self, worker: str, message: Message) -> None:
         """Queue a message for the current incarnation of a worker; dropped if nobody is there."""
-        link = self._links.get(Incarnation(worker, self.state.workers[worker].incarnation))
+        known = self.state.workers.get(worker)
+        link = self._links.get(Incarnation(worker, known.incarnation)) if known else None
         if link is not None:
             link.send(message)
 
@@ -214,7 +208,7 @@ class Orchestrator:
             if self.state.phase is RunPhase.ENDED:
                 return self.state
             self._look()
-            for action in pl.plan(self.state, time.monotonic(), self._policy):
+            for action in plan(self.state, time.monotonic(), self._policy):
                 self._perform(action)
             if not self._unwritten:
                 await self._rest()
@@ -241,41 +235,38 @@ class Orchestrator:
         for verdict in verdicts(self.state, self.heard, now, self._bound_s):
             self.record(verdict)
 
-    def _perform(self, action: pl.Action) -> None:
-        now = time.monotonic()
+    def _perform(self, action: ac.Action) -> None:
         subject = getattr(action, "worker", "run")
         self._reasons.log_if_changed(subject, f"{type(action).__name__}: {action.reason}")
         match action:
-            case pl.Start():
+            case ac.Start():
                 self._start(Incarnation(action.worker, action.incarnation))
-            case pl.Greet():
+            case ac.Greet():
                 welcome = to_worker.Welcome(
                     action.epoch, _listed(action.experts), _listed(action.shadows)
                 )
                 self.send(action.worker, welcome)
-                self.record(ev.WorkerWelcomed(now, action.worker, action.incarnation))
-            case pl.Publish():
-                table = [list(holders) for holders in action.table]
-                self.record(ev.TablePublished(now, action.epoch, table))
-            case pl.SendTable():
+            case ac.SendTable():
                 self.send(action.worker, self._table())
-                epoch = self.state.epoch
-                self.record(ev.TableSent(now, action.worker, action.incarnation, epoch))
-            case pl.Fence():
+            case ac.Load():
+                self.send(action.worker, to_worker.Load(list(action.experts)))
+            case ac.Unload():
+                self.send(action.worker, to_worker.Unload(list(action.experts)))
+            case ac.Fence():
                 self.send(action.worker, to_worker.Fence(action.reason))
                 self._launcher.kill(Incarnation(action.worker, action.incarnation))
-                self.record(ev.WorkerFenced(now, action.worker, action.incarnation))
-            case pl.Stop():
+            case ac.Stop():
                 self.send(action.worker, to_worker.Shutdown(action.reason))
                 who = Incarnation(action.worker, action.incarnation)
                 self._launcher.stop(who, action.grace_s)
-                self.record(ev.WorkerStopAsked(now, *who, action.reason))
-            case pl.GiveUp():
-                self.record(ev.StopBegan(now, action.reason, failed=True))
-            case pl.EndRun():
-                self.record(ev.RunEnded(now))
             case _:
-                assert_never(action)
+                pass  # nothing but what `outcome` says
+        event = outcome(action, self.state, time.monotonic())
+        if event is not None:
+            self.record(event)
+        if isinstance(action, ac.Drain):
+            # After the gateway has learnt of it: it must be the last that the AW is sent.
+            self.send(action.worker, to_worker.Drain(action.reason))
 
     def _start(self, who: Incarnation) -> None:
         try:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tarragon_hpc.ids import Role
+from tarragon_hpc.orchestrator.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,17 @@ class RunPhase(StrEnum):
     ENDED = "ended"
 
 
+# A worker that served for so long before it died is no sign of a crash loop.
+STEADY_S = 1.0
+
+
+class Failure(NamedTuple):
+    """Loads that failed in a row: how many, and when the last did."""
+
+    times: int
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The current incarnation that fills a worker's place; 0: none yet."""
@@ -65,16 +77,54 @@ class Worker:
     table_applied: int = 0
     """Epochs of the newest ERT sent to this AW, and of the one it routes by."""
     responsive: bool = True
+    silent_at: float = 0.0
+    """When it was found silent, if it is not `responsive`."""
     fenced: bool = False
     exit: str | None = None
     """How the process ended, once that is known."""
     reason: str = ""
     """Why it is leaving or gone."""
+    condemned: bool = False
+    """It was declared lost while its process may still run."""
+
+    holds: frozenset[int] = frozenset()
+    """Experts that this EW can serve now."""
+    loading: Mapping[int, float] = field(default_factory=dict)
+    """Experts that it was told to load and has not answered for; when it was told."""
+    dropping: frozenset[int] = frozenset()
+    """Experts that it was told to drop and has not answered for."""
+    failed: Mapping[int, Failure] = field(default_factory=dict)
+    """Experts that it could not load."""
+
+    started: float = 0.0
+    """When this incarnation's process was started."""
+    restarts: tuple[float, ...] = ()
+    """When this place was filled again after a death."""
+    hasty: int = 0
+    """How many restarts in a row led to nothing steady (`STEADY_S`)."""
+    before: str = ""
+    """How the incarnation before this one ended."""
+    given_up: bool = False
+    """It is not started again; `reason` says why."""
+    retired: bool = False
+    """It is to leave the run once nothing depends on it."""
+    draining: bool = False
+    """This AW finishes what it runs and gets nothing new."""
 
     @property
-    def holds_experts(self) -> bool:
-        """An EW that answers for its experts now."""
-        return self.role is Role.EW and self.phase in (Phase.READY, Phase.SERVING)
+    def live(self) -> bool:
+        """It answers for what it holds or runs now."""
+        return self.phase in (Phase.READY, Phase.SERVING)
+
+    @property
+    def serves_experts(self) -> bool:
+        """An EW that answers for what it holds now."""
+        return self.live and self.role is Role.EW
+
+    @property
+    def member(self) -> bool:
+        """It is meant to serve, now or once it has been started again."""
+        return not (self.retired or self.given_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +141,9 @@ class State:
     epoch: int = 0
     table: tuple[tuple[str, ...], ...] = ()
     drain_s: float = 0.0
+    rules: Rules = Rules()
+    removed: Mapping[str, int] = field(default_factory=dict)
+    """The last incarnations of workers that have left the run: none is ever used again."""
     stale: int = 0
     """Events about an incarnation that is not the current one; they changed nothing else."""
 

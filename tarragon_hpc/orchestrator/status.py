@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.ids import Incarnation, Role
 from tarragon_hpc.orchestrator.changes import run_reason, run_word
+from tarragon_hpc.orchestrator.coverage import coverage_of
 from tarragon_hpc.orchestrator.state import LEAVING, State, Worker
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def describe(
         "endpoint": endpoint,
         "epoch": state.epoch,
         "stale_events": state.stale,
+        "coverage": coverage_of(state).plain(),
         "workers": [
             _worker(state, w, now, heard or {}, stats or {}) for w in state.workers.values()
         ],
@@ -57,8 +59,13 @@ def _worker(
         "experts": [],
     }
     if worker.role is Role.EW:
-        entry["experts"] = list(state.placement.primaries[worker.worker])
-        entry["shadows"] = list(state.placement.shadows[worker.worker])
+        entry["experts"] = list(state.placement.primaries.get(worker.worker, ()))
+        entry["shadows"] = list(state.placement.shadows.get(worker.worker, ()))
+        entry["holds"] = sorted(worker.holds)
+        entry["loading"] = sorted(worker.loading)
+    entry["restarts"] = len(worker.restarts)
+    if worker.before:
+        entry["before"] = worker.before
     if worker.reason or worker.exit:
         entry["reason"] = worker.reason
         entry["exit"] = worker.exit
@@ -73,6 +80,8 @@ def _worker(
 
 def worker_word(worker: Worker) -> str:
     """The state of a worker in one word."""
+    if worker.retired and worker.phase not in LEAVING:
+        return "retiring"
     if not worker.responsive and worker.phase not in LEAVING:
         return "unresponsive"
     return str(worker.phase)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,14 @@ def test_what_the_hub_has(config, tensors, moe_layers, expected, hand_made):
     assert spec.shape == expected
     assert spec.dtype == "bfloat16"
     assert spec.max_len == config["max_position_embeddings"]
+
+
+def test_the_bytes_of_an_expert_are_those_of_all_its_layers(hand_made):
+    spec = describe(hand_made(MIXTRAL_TENSORS, MIXTRAL))
+    assert spec.expert_bytes == 2 * (3 * 8 * 16) * 2
+    assert replace(spec, dtype="float32").expert_bytes == 2 * (3 * 8 * 16) * 4
+    biased = replace(spec, shape=ExpertShape(32, 16, "swigluoai", bias=True))
+    assert biased.expert_bytes == 2 * (3 * 32 * 16 + 2 * 16 + 32) * 2
 
 
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts"])

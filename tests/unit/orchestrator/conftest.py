@@ -8,25 +8,26 @@ import pytest
 
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply import apply, begin
+from tarragon_hpc.orchestrator.rules import Rules
 
 if TYPE_CHECKING:
     from tarragon_hpc.orchestrator.state import State, Worker
 
 WORKERS = ["aw0", "aw1", "ew0", "ew1"]
-TABLE = [["ew0"], ["ew0"], ["ew1"], ["ew1"]]
 
 
 class Scenario:
     """2 AWs, 2 EWs of two experts each; every event one second after the one before."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules | None = None, shadows: tuple[int, ...] = ()) -> None:
         self.created = ev.RunCreated(
             at=0.0,
             run="r",
             workers=WORKERS,
             experts=4,
             primaries={"ew0": [0, 1], "ew1": [2, 3]},
-            shadows={"ew0": [], "ew1": []},
+            shadows={"ew0": [e for e in shadows if e > 1], "ew1": [e for e in shadows if e < 2]},
+            rules=rules or Rules(),
         )
         self.events: list[ev.Event] = [self.created]
         self.state: State = begin(self.created)
@@ -34,7 +35,9 @@ class Scenario:
 
     def happen(self, kind: type, *fields: object, **named: object) -> State:
         self.now += 1.0
-        event = kind(self.now, *fields, **named)
+        return self.record(kind(self.now, *fields, **named))
+
+    def record(self, event: ev.Event) -> State:
         self.events.append(event)
         self.state = apply(self.state, event)
         return self.state
@@ -54,7 +57,8 @@ class Scenario:
 
     def loading(self, *workers: str) -> Scenario:
         for worker in workers or WORKERS:
-            self.happen(ev.WorkerWelcomed, worker, 1)
+            told = sorted(self.state.placement.of(worker))
+            self.happen(ev.WorkerWelcomed, worker, self[worker].incarnation, told)
         return self
 
     def ready(self, *workers: str) -> Scenario:
@@ -63,7 +67,8 @@ class Scenario:
         return self
 
     def published(self) -> Scenario:
-        self.happen(ev.TablePublished, 1, TABLE)
+        table = [list(row) for row in self.state.placement.candidates()]
+        self.happen(ev.TablePublished, 1, table)
         return self
 
     def taken(self, *workers: str) -> Scenario:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply import apply, begin, replay
-from tarragon_hpc.orchestrator.plan import Policy, plan
+from tarragon_hpc.orchestrator.plan import plan
+from tarragon_hpc.orchestrator.policy import Policy
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase
 
 CREATED = ev.RunCreated(
@@ -25,19 +26,37 @@ CREATED = ev.RunCreated(
 
 def any_event() -> st.SearchStrategy[ev.Event]:
     at, text, epoch = st.floats(0, 100), st.text(max_size=5), st.integers(0, 3)
-    who = {"worker": st.sampled_from([*CREATED.workers, "ew9"]), "incarnation": st.integers(0, 3)}
+    who = {
+        "worker": st.sampled_from([*CREATED.workers, "ew2", "ew9"]),
+        "incarnation": st.integers(0, 3),
+    }
     pid, held = st.integers(1, 9), [["ew0"], ["ew0"], ["ew1"], ["ew1"]]
+    some = st.lists(st.integers(-1, 5), max_size=4)
+    moved = st.just({"ew0": [0, 1, 2], "ew2": [3]})
+    name = st.sampled_from(["aw0", "aw2", "ew1", "ew2"])
+    masked = dict.fromkeys(("detected_ago_s", "rerouted_ago_s", "answered_ago_s"), at)
     kinds = {
         ev.WorkerStarted: who | {"pid": pid},
         ev.WorkerRegistered: who | {"pid": pid, "host": text, "address": st.just({"a": "b"})},
-        ev.WorkerWelcomed: who,
-        ev.WorkerReady: who | {"detail": st.just({"blocks": 3})},
+        ev.WorkerWelcomed: who | {"experts": some},
+        ev.WorkerReady: who | {"detail": st.sampled_from([{"a": 3}, {"experts": [0, 9]}])},
         ev.TablePublished: {"epoch": epoch, "table": st.just(held)},
         ev.TableSent: who | {"epoch": epoch},
         ev.TableTaken: who | {"epoch": epoch},
         ev.WorkerSilent: who | {"silent_s": at},
         ev.WorkerHeard: who,
         ev.WorkerSuspected: who | {"by": text, "reason": text},
+        ev.WorkerCleared: who | {"by": text},
+        ev.FailureMasked: who | masked | {"by": text, "how": text, "pairs": pid},
+        ev.LoadAsked: who | {"experts": some, "reason": text},
+        ev.UnloadAsked: who | {"experts": some, "reason": text},
+        ev.HoldingReported: who | {"experts": some, "error": st.none() | text},
+        ev.WorkerGivenUp: who | {"reason": text},
+        ev.WorkerAdded: {"worker": name, "incarnation": st.integers(0, 3), "reason": text},
+        ev.WorkerRetired: who | {"reason": text},
+        ev.WorkerDrained: who | {"reason": text},
+        ev.WorkerRemoved: who,
+        ev.PlacementChanged: {"primaries": moved, "shadows": moved, "reason": text},
         ev.WorkerLost: who | {"how": text, "reason": text},
         ev.WorkerExited: who | {"exit": text},
         ev.WorkerStopAsked: who | {"reason": text},
@@ -61,9 +80,14 @@ def test_whatever_happens_the_state_stays_sound(events):
         before, state = state, apply(state, event)
         assert run_phases.index(state.phase) >= run_phases.index(before.phase)
         assert state.epoch >= before.epoch
-        assert state.workers.keys() == before.workers.keys()
+        if not isinstance(event, ev.WorkerAdded | ev.WorkerRemoved):
+            assert state.workers.keys() == before.workers.keys()
         for name, worker in state.workers.items():
-            was = before.workers[name]
+            assert worker.holds <= set(range(4))
+            was = before.workers.get(name)
+            if was is None:
+                assert worker.incarnation >= before.removed.get(name, 0)
+                continue
             assert worker.incarnation >= was.incarnation
             if worker.incarnation == was.incarnation and was.phase in GONE:
                 assert worker.phase is was.phase
@@ -166,6 +190,50 @@ def test_a_dead_place_can_be_filled_by_the_next_incarnation(scenario):
     scenario.happen(ev.WorkerStarted, "aw0", 2, pid=77)
     aw0 = scenario["aw0"]
     assert (aw0.phase, aw0.incarnation, aw0.pid, aw0.exit) == (Phase.STARTING, 2, 77, None)
+
+
+def test_what_peers_tell_of_a_dead_incarnation_is_not_stale(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
+    before = scenario.happen(ev.WorkerStarted, "ew0", 2, 101)
+    scenario.happen(ev.FailureMasked, "ew0", 1, "aw0.1", "lost", 0.1, 0.1, 0.0, 7)
+    scenario.happen(ev.WorkerSuspected, "ew0", 1, "aw0.1", "slow")
+    assert scenario.happen(ev.WorkerCleared, "ew0", 2, "aw0.1") == before
+    assert scenario.happen(ev.WorkerCleared, "ew0", 3, "aw0.1").stale == 1
+    assert scenario.happen(ev.WorkerCleared, "ew7", 1, "aw0.1").stale == 2
+
+
+def test_what_an_ew_holds_is_what_it_says(scenario):
+    scenario.running()
+    assert scenario["ew0"].holds == {0, 1}
+    scenario.happen(ev.LoadAsked, "ew0", 1, [2, 3], "why not")
+    scenario.happen(ev.UnloadAsked, "ew0", 1, [1], "not needed")
+    assert (scenario["ew0"].holds, scenario["ew0"].dropping) == ({0}, {1})
+    scenario.happen(ev.HoldingReported, "ew0", 1, [0, 1, 2])
+    assert (scenario["ew0"].holds, set(scenario["ew0"].loading)) == ({0, 2}, {3})
+    scenario.happen(ev.HoldingReported, "ew0", 1, [0, 2], "3: no such file")
+    assert (scenario["ew0"].dropping, scenario["ew0"].loading) == (frozenset(), {})
+    assert scenario["ew0"].failed[3].times == 1
+    scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
+    assert not scenario["ew0"].holds
+
+
+def test_workers_come_and_go_and_a_name_is_never_confused(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerAdded, "aw2", 0, "aw=3")
+    assert scenario["aw2"].phase is Phase.PLANNED
+    assert scenario.happen(ev.WorkerRemoved, "aw1", 1).stale == 1
+    scenario.happen(ev.WorkerRetired, "aw1", 1, "aw=2")
+    assert scenario.happen(ev.WorkerRemoved, "aw1", 1).stale == 2
+    scenario.happen(ev.WorkerExited, "aw1", 1, "exit status 0")
+    scenario.happen(ev.WorkerRemoved, "aw1", 1)
+    assert "aw1" not in scenario.state.workers
+    assert scenario.happen(ev.WorkerLost, "aw1", 1, "connection", "late").stale == 3
+    assert scenario.happen(ev.WorkerAdded, "aw1", 0, "aw=3").stale == 4
+    scenario.happen(ev.WorkerAdded, "aw1", 1, "aw=3")
+    scenario.happen(ev.WorkerStarted, "aw1", 2, 100)
+    assert (scenario["aw1"].incarnation, scenario["aw1"].restarts) == (2, ())
+    assert replay(scenario.events) == scenario.state
 
 
 def test_silence_and_its_end(scenario):

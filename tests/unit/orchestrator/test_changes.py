@@ -6,6 +6,7 @@ import pytest
 
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.changes import (
+    AttentionDraining,
     AttentionGone,
     AttentionServing,
     Availability,
@@ -15,6 +16,8 @@ from tarragon_hpc.orchestrator.changes import (
     run_reason,
     run_word,
 )
+from tarragon_hpc.orchestrator.rules import Rules
+from tests.unit.orchestrator.conftest import Scenario
 
 
 def changes(scenario, kind, *fields, **named):
@@ -42,18 +45,58 @@ def test_a_lost_aw_is_gone_but_the_others_serve(scenario):
     ]
     assert run_word(scenario.state) == "degraded"
     assert changes(scenario, ev.WorkerLost, "aw1", 1, "connection", "closed") == [
-        Availability(False, "no attention worker is left"),
+        Availability(
+            False,
+            "no attention worker serves: aw0 dead: killed by SIGKILL; aw1 dead: closed",
+        ),
         AttentionGone("aw1", 1, "closed"),
     ]
     assert run_word(scenario.state) == "unavailable"
+    scenario.happen(ev.WorkerStarted, "aw1", 2, 101)
+    assert "aw1 starting (in place of one that ended: closed)" in run_reason(scenario.state)
 
 
-def test_an_expert_without_live_holder_closes_admission_and_says_which(scenario):
+def test_when_all_of_a_role_are_given_up_nobody_is_left(scenario):
     scenario.running()
-    (closed,) = changes(scenario, ev.WorkerExited, "ew1", 1, "killed by SIGKILL")
-    assert closed == Availability(
-        False, "no live worker holds experts 2-3 (ew1 dead: killed by SIGKILL)"
+    for worker in ("aw0", "aw1"):
+        scenario.happen(ev.WorkerExited, worker, 1, "exit status 1")
+        scenario.happen(ev.WorkerGivenUp, worker, 1, "given up after 5 restarts in 9 s")
+    assert availability(scenario.state) == Availability(
+        False,
+        "no attention worker is left (aw0 given up after 5 restarts in 9 s; "
+        "aw1 given up after 5 restarts in 9 s)",
     )
+
+
+@pytest.mark.parametrize(
+    ("on_missing", "meanwhile"),
+    [
+        ("load", "they are being loaded, and requests for them wait"),
+        ("mask", "they are masked until a replacement serves"),
+        ("wait", "requests for them wait until a replacement serves"),
+    ],
+)
+def test_an_expert_without_live_holder_is_said_but_closes_nothing(on_missing, meanwhile):
+    scenario = Scenario(Rules(on_missing)).running()
+    assert changes(scenario, ev.WorkerExited, "ew1", 1, "killed by SIGKILL") == []
+    assert availability(scenario.state).serving
+    assert run_word(scenario.state) == "degraded"
+    assert run_reason(scenario.state) == (
+        f"no live worker holds experts 2-3: {meanwhile}; ew1 dead: killed by SIGKILL"
+    )
+
+
+def test_a_retired_aw_is_said_to_the_gateway_before_it_is_gone(scenario):
+    scenario.running()
+    assert changes(scenario, ev.WorkerRetired, "aw1", 1, "aw=1") == []
+    assert changes(scenario, ev.WorkerDrained, "aw1", 1, "aw=1") == [AttentionDraining("aw1", 1)]
+    assert run_word(scenario.state) == "serving"
+    assert changes(scenario, ev.WorkerLeaving, "aw1", 1, "aw=1") == [
+        AttentionGone("aw1", 1, "aw=1")
+    ]
+    scenario.happen(ev.WorkerExited, "aw1", 1, "exit status 0")
+    assert changes(scenario, ev.WorkerRemoved, "aw1", 1) == []
+    assert run_word(scenario.state) == "serving"
 
 
 def test_a_live_shadow_keeps_admission_open(scenario):

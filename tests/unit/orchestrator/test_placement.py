@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tarragon_hpc.config import ExpertsConfig
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.orchestrator.placement import place
+from tarragon_hpc.orchestrator.rules import Rules, rules_for
 
 
 @st.composite
@@ -110,6 +111,84 @@ def test_mistakes_name_the_key_and_what_is_allowed(config, message):
     with pytest.raises(ConfigError) as error:
         place(4, ExpertsConfig(**config))
     assert str(error.value) == message
+
+
+def test_shadows_fill_the_memory_and_the_hottest_come_first():
+    config = ExpertsConfig(workers=2, shadows=1, memory=350, frequencies=[1, 9, 1, 7])
+    placement = place(4, config, expert_bytes=100)
+    assert placement.shadows == {"ew0": (3,), "ew1": (1,)}
+    assert [len(held) for held in placement.primaries.values()] == [2, 2]
+
+
+def test_everybody_gets_a_first_shadow_before_anybody_a_second():
+    config = ExpertsConfig(workers=4, shadows=3, memory=3, frequencies=[4.0, 3, 2, 1])
+    copies = [len(holders) for holders in place(4, config, 1).candidates()]
+    assert copies == [3, 3, 3, 3]
+    config = config.model_copy(update={"memory": 2})
+    assert [len(holders) for holders in place(4, config, 1).candidates()] == [2, 2, 2, 2]
+
+
+@st.composite
+def tight(draw):
+    experts, workers, shadows = draw(shapes())
+    memory = draw(st.integers(-(-experts // workers), 2 * experts))
+    some = st.none() | st.lists(st.floats(0, 9), min_size=experts, max_size=experts)
+    nodes = draw(st.lists(st.sampled_from(["n0", "n1", None]), min_size=workers, max_size=workers))
+    config = ExpertsConfig(workers=workers, shadows=shadows, memory=memory, frequencies=draw(some))
+    return experts, config, {f"ew{n}": node for n, node in enumerate(nodes)}
+
+
+@given(tight())
+def test_memory_is_never_exceeded_and_never_wasted(shape):
+    experts, config, nodes = shape
+    placement = place(experts, config, 1, nodes)
+    candidates = placement.candidates()
+    held = {w: placement.of(w) for w in placement.primaries}
+    assert all(len(e) <= config.memory for e in held.values())
+    assert sum(map(len, held.values())) == sum(map(len, candidates))
+    roomy = [w for w in held if len(held[w]) < config.memory]
+    for expert, holders in enumerate(candidates):
+        assert len(set(holders)) == len(holders) <= 1 + config.shadows
+        if len(holders) <= config.shadows:
+            assert all(expert in held[w] for w in roomy)
+
+
+def test_a_shadow_goes_to_another_node_if_there_is_one_with_room():
+    nodes = {"ew0": "a", "ew1": "a", "ew2": "b", "ew3": "b"}
+    placement = place(8, ExpertsConfig(workers=4, shadows=1), nodes=nodes)
+    assert {len({nodes[h] for h in holders}) for holders in placement.candidates()} == {2}
+    one = dict.fromkeys(nodes, "a")
+    assert place(8, ExpertsConfig(workers=4, shadows=1), nodes=one) == place(
+        8, ExpertsConfig(workers=4, shadows=1)
+    )
+
+
+def test_frequencies_balance_the_load_and_not_only_the_numbers():
+    config = ExpertsConfig(workers=2, frequencies=[8.0, 8, 1, 1])
+    assert place(4, config).primaries == {"ew0": (0, 2), "ew1": (1, 3)}
+    config = ExpertsConfig(workers=2, frequencies=[8.0, 1, 8, 1, 0])
+    sizes = [len(held) for held in place(5, config).primaries.values()]
+    assert sorted(sizes) == [2, 3]
+    assert place(5, config).primaries["ew0"][0] == 0
+    assert 2 in place(5, config).primaries["ew1"]
+
+
+def test_memory_that_cannot_hold_the_primaries_is_a_mistake():
+    with pytest.raises(ConfigError) as error:
+        place(5, ExpertsConfig(workers=2, memory=250), expert_bytes=100)
+    assert str(error.value) == (
+        "experts.memory: 250: ew0 answers for 3 experts of 100 bytes, and only 2 fit; "
+        "at least 300, or more experts.workers"
+    )
+
+
+def test_frequencies_are_one_number_per_expert():
+    with pytest.raises(ConfigError) as error:
+        rules_for(3, ExpertsConfig(frequencies=[1.0, 2.0]))
+    assert str(error.value) == (
+        "experts.frequencies: 2 numbers; the model has 3 experts, one number each"
+    )
+    assert rules_for(2, ExpertsConfig(shadows=1, memory=7), 3) == Rules("load", 1, 2)
 
 
 def test_a_long_list_of_missing_experts_is_cut_short():

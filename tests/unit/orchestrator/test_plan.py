@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tarragon_hpc.orchestrator import events as ev
-from tarragon_hpc.orchestrator.plan import (
+from tarragon_hpc.orchestrator.actions import (
     EndRun,
     Fence,
     GiveUp,
     Greet,
-    Policy,
     Publish,
     SendTable,
     Start,
     Stop,
-    plan,
 )
+from tarragon_hpc.orchestrator.plan import plan
+from tarragon_hpc.orchestrator.policy import Policy
 
 POLICY = Policy(start_timeout_s=60, exit_wait_s=0.5, exit_limit_s=8, stop_grace_s=5)
 
@@ -80,14 +80,6 @@ def test_a_start_that_takes_too_long_says_who_is_missing(scenario):
     scenario.started().registered("aw0")
     missing = "aw0 (registered), aw1 (starting), ew0 (starting), ew1 (starting)"
     assert planned(scenario, later=61) == [GiveUp(f"not serving after 60 s: {missing}")]
-
-
-def test_a_dead_worker_of_a_running_run_is_fenced_and_not_restarted(scenario):
-    scenario.running()
-    scenario.happen(ev.WorkerLost, "ew0", 1, "connection", "its connection was closed")
-    assert planned(scenario, later=1.0) == [Fence("ew0", 1, "its connection was closed")]
-    scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
-    assert planned(scenario, later=1.0) == []
 
 
 @pytest.mark.parametrize(("failed", "grace"), [(False, 5), (True, 0.0)])

@@ -14,7 +14,7 @@ from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply import replay
 from tarragon_hpc.orchestrator.journal import Journal, read_journal
-from tarragon_hpc.orchestrator.plan import Policy
+from tarragon_hpc.orchestrator.policy import Policy
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.state import Phase, RunPhase
 from tarragon_hpc.wire.common import Peer
