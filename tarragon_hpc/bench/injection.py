@@ -12,9 +12,8 @@ from tarragon_hpc.cluster.client import head_of
 from tarragon_hpc.cluster.fault_plan import draw_fault
 from tarragon_hpc.cluster.rendezvous import TIMELINE
 from tarragon_hpc.errors import ClusterError, UserError
-from tarragon_hpc.observe.story import Stories
+from tarragon_hpc.observe.story_tail import StoryTail
 from tarragon_hpc.observe.story_words import in_words
-from tarragon_hpc.observe.timeline import parse_lines
 
 if TYPE_CHECKING:
     import random
@@ -51,33 +50,6 @@ class Injected:
     problem: str | None = None
 
 
-class Tail:
-    """The stories of a run, by its timeline file: asking the head all the time would disturb it."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.stories = Stories()
-        self._file = run_dir / TIMELINE
-        self._offset = 0
-
-    def latest(self) -> Story | None:
-        """The last story with a fault, after reading what is new."""
-        with self._file.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
-        for line in parse_lines(data):
-            self.stories.add(line)
-        return next((s for s in reversed(self.stories.all) if s.fault is not None), None)
-
-
-def may_be_whole(story: Story) -> bool:
-    """Whether a failure's story allows that the service has its capacity back."""
-    if story.fault == "kill" or story.lasting or "detected" in story.at:
-        return story.over
-    return True
-
-
 def is_whole(status: Mapping[str, Any]) -> bool:
     """Whether a run and all of its workers serve."""
     return status["state"] == "serving" and all(
@@ -109,7 +81,7 @@ async def inject(
     injections: list[Injection] = []
     async with head_of(run_dir) as head:
         chaos = Chaos(run_dir, head, lambda _: None, seed=seed)
-        tail = Tail(run_dir)
+        tail = StoryTail(run_dir / TIMELINE)
         for number in range(count):
             await asyncio.sleep(rng.uniform(*_PAUSE_S))
             planned = draw_fault(rng, 0.0, faults)
@@ -131,12 +103,12 @@ def _injection(fault: str, target: str, story: Story) -> Injection:
     return Injection(fault, target, at, now, capacity_seconds(story), story.describe())
 
 
-async def _recovery(head: Head, tail: Tail, patience_s: float) -> Story:
+async def _recovery(head: Head, tail: StoryTail, patience_s: float) -> Story:
     """The story of the fault that was just inflicted, once the service is whole again."""
     end = time.monotonic() + patience_s
     while True:
         story = tail.latest()
-        if story is not None and may_be_whole(story) and is_whole(await head.status()):
+        if story is not None and story.settled and is_whole(await head.status()):
             return story
         if time.monotonic() > end:
             what = f"{story.worker}.{story.incarnation}" if story else "a fault"

@@ -116,6 +116,10 @@ def generate(
     config: ConfigFile = None,
     run_dir: RunDir = None,
     overrides: Overrides = None,
+    chaos: Annotated[
+        str | None,
+        typer.Option(metavar="FAULT:WORKER", help="A fault on the way, such as kill:ew1."),
+    ] = None,
 ) -> None:
     """Answer a file of requests and end: OpenAI batch lines, or {"prompt": …} lines.
 
@@ -123,7 +127,7 @@ def generate(
     """
     from tarragon_hpc.cli.batch import generate as command
 
-    raise typer.Exit(command(config, overrides or (), source, target, run_dir))
+    raise typer.Exit(command(config, overrides or (), source, target, run_dir, chaos))
 
 
 @app.command()

@@ -72,6 +72,13 @@ class Story:
         """Nothing more is to be expected."""
         return "restored" in self.at or ("back" in self.at and not self.lasting)
 
+    @property
+    def settled(self) -> bool:
+        """Over, or such that nothing need come: what was done to the worker has ended unnoticed."""
+        if self.fault == "kill" or self.lasting or "detected" in self.at:
+            return self.over
+        return True
+
     def since(self) -> float | None:
         """The moment that seconds are counted from."""
         return self.injected if self.injected is not None else self.at.get("detected")

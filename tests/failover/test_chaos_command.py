@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,30 @@ def test_a_run_that_is_over_is_refused(serving, make_config):
     run_dir, done = asyncio.run(scenario())
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: RUN: {run_dir.name} is not running (ended")
+
+
+def test_random_slowdowns_end_when_they_are_interrupted(serving, make_config):
+    async def scenario():
+        async with serving(make_config()) as service:
+            run_dir = service.info.run_dir
+            pids = [(await service.worker(f"ew{i}"))["pid"] for i in range(2)]
+            options = ["--mtbf", "0.1", "--faults", "slow", "--seed", "4", "--factor", "50"]
+            chaos = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tarragon_hpc.cli", "chaos", str(run_dir), *options,
+                stdout=subprocess.PIPE,
+            )  # fmt: skip
+            lines = [(await chaos.stdout.readline()).decode() for _ in range(3)]
+            chaos.send_signal(signal.SIGTERM)
+            assert await chaos.wait() == 130
+            assert all(" slow ew" in line for line in lines)
+            records = [json.loads(x) for x in (run_dir / "chaos.jsonl").read_text().splitlines()]
+            assert all(r["seed"] == 4 and r["pid"] in pids for r in records)
+            for pid in pids:
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                assert state != "T"
+            assert (await service.complete(3)).status_code == 200
+
+    asyncio.run(scenario())
 
 
 def injected(run_dir, fault, patience_s):

@@ -10,7 +10,7 @@ from rich.console import Console
 from tarragon_hpc.bench import failover
 from tarragon_hpc.bench.arrivals import Stream
 from tarragon_hpc.bench.failover_report import Record, as_table, summarize
-from tarragon_hpc.bench.injection import Injection, capacity_seconds, is_whole, may_be_whole
+from tarragon_hpc.bench.injection import Injection, capacity_seconds, is_whole
 from tarragon_hpc.bench.restart import Restart
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.observe.story import Story
@@ -93,7 +93,7 @@ def story(fault="kill", *, lasting=False, **at):
     ],
 )
 def test_when_a_service_may_be_whole_again(told, whole, seconds):
-    assert may_be_whole(told) is whole
+    assert told.settled is whole
     assert capacity_seconds(told) == seconds
 
 
