@@ -40,7 +40,7 @@ def test_a_killed_worker_is_in_the_timeline_and_in_the_chaos_file(serving, make_
             (failure,) = (await service.status())["failures"]
             assert (failure["worker"], failure["incarnation"]) == ("ew1", 1)
             assert failure["fault"] == "kill"
-            assert 0 < failure["seconds"]["detected"] < 0.05
+            assert -0.005 < failure["seconds"]["detected"] < 0.05  # clocks of two processes
             metrics = (await service.http.get("../metrics")).text
             assert 'tarragon_failover_seconds_count{phase="detected"} 1.0' in metrics
             with contextlib.suppress(ProcessLookupError):
