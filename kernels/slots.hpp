@@ -139,6 +139,11 @@ public:
     std::optional<uint32_t> acquire() {
         if (!can_acquire())
             return std::nullopt;
+        return take();
+    }
+    // The next slot, after `can_acquire` has said yes. The peer may have been lost since, which
+    // another thread notes at any time: what is posted then is never answered.
+    uint32_t take() {
         auto slot = static_cast<uint32_t>(next_ % slots_.size());
         slots_[slot] = {State::filling, ++next_};
         return slot;
