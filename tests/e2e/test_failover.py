@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,9 +30,9 @@ STREAMS = 12
 NEW_TOKENS = 96
 SHADOWED = {"workers": 2, "shadows": 1}
 SETTINGS = {
-    "mixtral": SHADOWED,
-    "qwen3-moe": {"workers": 8, "shadows": 1},  # one expert each
-    "deepseek-v3": {**SHADOWED, "placement": {"ew0": list(range(8))}},  # ew1: shadows only
+    "mixtral": {"workers": 8, "shadows": 1},  # one expert each
+    "qwen3-moe": SHADOWED,
+    "deepseek-v3": {**SHADOWED, "placement": {"ew0": list(range(16))}},  # ew1: shadows only
 }
 
 
@@ -178,10 +179,16 @@ def test_the_head_is_not_needed(tiny_models, tmp_path):
         people.check((0.1, both))
         masked = [e for e in people.timeline() if e["event"] == "failure masked"]
         assert masked
-        # The AWs had it masked while the head stood still: clocked by themselves.
-        took = [e["detected_ago_s"] - e["answered_ago_s"] for e in masked]
-        assert max(took) < 0.3
-        assert all(e["time"] - e["answered_ago_s"] - killed[0] < 0.8 for e in masked)
+        # The AWs had it masked while the head stood still; they clocked it themselves.
+        took = max(e["detected_ago_s"] - e["answered_ago_s"] for e in masked)
+        seen = [
+            datetime.fromisoformat("T".join(line.split()[:2])).timestamp()
+            for log in running.run_dir.glob("logs/aw*.log")
+            for line in log.read_text().splitlines()
+            if "ew1: process gone" in line
+        ]
+        assert seen
+        assert max(seen) + took - killed[0] < 0.8
         people.whole()
 
 
