@@ -66,7 +66,7 @@ public:
         call.answered_ns.resize(parts.size());
         for (const Part &part : parts) {
             ClientSlots *slots = workers_[part.worker].slots;
-            const uint32_t slot = *slots->acquire();
+            const uint32_t slot = slots->take();
             call.assignment.pack(part, slots->request_data(slot),
                                  reinterpret_cast<const uint8_t *>(hidden), first_sequence++,
                                  layer, 0);

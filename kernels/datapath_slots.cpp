@@ -89,7 +89,8 @@ void bind_slots(nb::module_ &m) {
         .def("post", &ClientSlots::post, nb::arg("slot"), nb::arg("nbytes"))
         .def("reply", &ClientSlots::reply, nb::arg("slot"))
         .def("release", &ClientSlots::release, nb::arg("slot"))
-        .def("abandon", &ClientSlots::abandon, nb::arg("slot"));
+        .def("abandon", &ClientSlots::abandon, nb::arg("slot"))
+        .def("owed", &ClientSlots::owed);
 
     nb::class_<ServerSlots, Slots>(m, "ServerSlots")
         .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Doorbell &>(),

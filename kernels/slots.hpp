@@ -139,6 +139,11 @@ public:
     std::optional<uint32_t> acquire() {
         if (!can_acquire())
             return std::nullopt;
+        return take();
+    }
+    // The next slot, after `can_acquire` has said yes. The peer may have been lost since, which
+    // another thread notes at any time: what is posted then is never answered.
+    uint32_t take() {
         auto slot = static_cast<uint32_t>(next_ % slots_.size());
         slots_[slot] = {State::filling, ++next_};
         return slot;
@@ -171,6 +176,15 @@ public:
 
     void release(uint32_t slot) {
         at(slot, {State::answered}, "release").state = State::free;
+    }
+    // Posted or abandoned slots that have no reply yet.
+    uint32_t owed() const {
+        uint32_t count = 0;
+        for (uint32_t slot = 0; slot < slots_.size(); ++slot) {
+            const State state = slots_[slot].state;
+            count += (state == State::posted || state == State::abandoned) && !has_reply(slot);
+        }
+        return count;
     }
     void abandon(uint32_t slot) {
         Slot &s = at(slot, {State::posted, State::answered}, "abandon");

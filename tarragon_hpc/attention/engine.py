@@ -19,6 +19,7 @@ from vllm.platforms import current_platform
 from tarragon_hpc.attention import load_format
 from tarragon_hpc.attention.expert_call import ExpertCalls
 from tarragon_hpc.attention.host_memory import CpuMemory, PinnedMemory
+from tarragon_hpc.attention.masked import masked_by_request
 from tarragon_hpc.attention.remote_experts import check_coverage, remote_experts
 from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
@@ -48,10 +49,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Sequence:
-    """`internal` is vLLM's own id; `emitted` counts the tokens handed out so far."""
+    """`internal` is vLLM's own id; `emitted` counts the tokens handed out so far, and `masked` the
+    expert calls that were left out since the last of them.
+    """
 
     internal: str
     emitted: int = 0
+    masked: int = 0
 
 
 class Engine:
@@ -79,6 +83,7 @@ class Engine:
                 self._config.cache_config.kv_cache_memory_bytes = default_kv_cache(
                     kv_bytes_per_token(self._config), self._config.model_config.max_model_len
                 )
+            self._forwarder = forwarder
             self._calls = ExpertCalls(forwarder, self._host_memory(spec, device), _real_rows)
             with remote_experts(self._calls):
                 self._llm = LLMEngine.from_vllm_config(self._config, disable_log_stats=True)
@@ -89,8 +94,9 @@ class Engine:
         # What a tokenizer would tell vLLM; the eos ids of the generation config it reads itself.
         self._llm.input_processor.renderer.get_eos_token_id = lambda: eos
         self._core = self._llm.engine_core.engine_core
+        self._runner = self._llm.model_executor.driver_worker.worker.model_runner
         if device == "cpu":
-            keep_generators(self._llm.model_executor.driver_worker.worker.model_runner)
+            keep_generators(self._runner)
         self._limits = Limits(
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
@@ -141,6 +147,7 @@ class Engine:
         """
         outputs = self._llm.step()
         self._steps += 1
+        self._charge_masked()
         loss = self._calls.take_loss()
         if loss is not None:
             self._lost_steps += 1
@@ -167,13 +174,22 @@ class Engine:
 
     def _delta(self, output: Any) -> TokenDelta:
         sequence = self._sequences[output.request_id]
-        delta = token_delta(output, sequence.emitted)
+        delta = token_delta(output, sequence.emitted, sequence.masked)
+        sequence.masked = 0
         sequence.emitted += len(delta.token_ids)
         self._tokens += len(delta.token_ids)
         if output.finished:
             self._finished += 1
             del self._sequences[output.request_id]
         return delta
+
+    def _charge_masked(self) -> None:
+        """Note whose rows were computed without some of their experts."""
+        masked = self._forwarder.take_masked()
+        if masked is not None:
+            by_id = masked_by_request(self._runner, masked)
+            for sequence in self._sequences.values():
+                sequence.masked += by_id.get(sequence.internal, 0)
 
     def _discard(self, outputs: list[Any]) -> list[str]:
         """Drop every sequence that was in a lost step: its KV cache holds garbage now.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Forwarder(Protocol):
@@ -26,3 +30,6 @@ class Forwarder(Protocol):
         weights: [rows, k] float32; out: [rows, H] in the model's dtype. Raises TransportError
         if a reply will not come; `out` is then undefined, and the ticket is used up.
         """
+
+    def take_masked(self) -> NDArray[np.int64] | None:
+        """For each row of the step, how many (layer, expert) calls were left out; None: none."""

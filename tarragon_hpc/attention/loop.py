@@ -7,8 +7,17 @@ import time
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from tarragon_hpc.datapath.ert import ERT
+from tarragon_hpc.datapath.report import Clearance, Failover, Suspicion
 from tarragon_hpc.errors import RequestError
-from tarragon_hpc.wire.to_head import Failed, Refused, Suspect, TableApplied, Tokens
+from tarragon_hpc.wire.to_head import (
+    Cleared,
+    Failed,
+    Masked,
+    Refused,
+    Suspect,
+    TableApplied,
+    Tokens,
+)
 from tarragon_hpc.wire.to_worker import (
     Abort,
     Drain,
@@ -26,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tarragon_hpc.attention.step import Step
+    from tarragon_hpc.datapath.report import Report
     from tarragon_hpc.datapath.stats import RefeStats
-    from tarragon_hpc.errors import TransportError
     from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.wire.common import Message, Peer, SamplingSpec
 
@@ -53,7 +62,6 @@ class Routes(Protocol):
     @property
     def epoch(self) -> int: ...
     def apply_table(self, ert: ERT, peers: Mapping[str, Peer]) -> dict[str, str]: ...
-    def down(self) -> dict[str, str]: ...
 
 
 class ServingLoop:
@@ -75,7 +83,7 @@ class ServingLoop:
         self._send = send
         self._publish = publish
         self._peers: dict[str, Peer] = {}
-        self._suspected: set[tuple[str, int]] = set()
+        self._kept: list[ToWorker] = []
         self._draining: str | None = None
         self._leaving: str | None = None
         self._measured = 0.0
@@ -87,7 +95,8 @@ class ServingLoop:
             if idle and self._draining is not None:
                 return self._draining
             self._measure(due=idle)
-            for message in self._messages(wait=idle):
+            kept, self._kept = self._kept, []
+            for message in kept + self._messages(wait=idle and not kept):
                 self._handle(message)
             if self._leaving is None and self._engine.has_work:
                 self._step()
@@ -134,8 +143,7 @@ class ServingLoop:
     def _apply(self, table: Table) -> None:
         self._peers = {peer.worker: peer for peer in table.peers}
         ert = ERT.of(table.epoch, table.candidates)
-        for worker, reason in self._refe.apply_table(ert, self._peers).items():
-            self._suspect(worker, reason)
+        self._refe.apply_table(ert, self._peers)
         self._send(TableApplied(*self._who, table.epoch))
 
     def _step(self) -> None:
@@ -144,26 +152,48 @@ class ServingLoop:
             self._send(Tokens(*self._who, step.tokens))
         if step.loss is not None:
             self._fail(step.failed, str(step.loss))
-            self._report(step.loss)
 
     def _fail(self, requests: list[str], reason: str) -> None:
         if requests:
             self._send(Failed(*self._who, requests, reason))
 
-    def _report(self, loss: TransportError) -> None:
-        peer = getattr(loss, "peer", None)
-        if peer is not None:
-            self._suspect(peer, str(loss))
-        for worker, reason in self._refe.down().items():
-            self._suspect(worker, reason)
+    def report(self, report: Report) -> None:
+        """The REFE says something about an EW: tell the head, which decides what is lost."""
+        match report:
+            case Suspicion():
+                message: Message = Suspect(
+                    *self._who, report.peer, report.incarnation, report.reason
+                )
+            case Clearance():
+                message = Cleared(*self._who, report.peer, report.incarnation)
+            case Failover():
+                now = time.monotonic()
+                message = Masked(
+                    *self._who,
+                    report.peer,
+                    report.incarnation,
+                    report.how,
+                    now - report.detected,
+                    now - report.rerouted,
+                    now - report.answered,
+                    report.pairs,
+                )
+            case _:
+                assert_never(report)
+        self._send(message)
 
-    def _suspect(self, worker: str, reason: str) -> None:
-        """Tell the head, once per incarnation."""
-        peer = self._peers.get(worker)
-        if peer is None or (worker, peer.incarnation) in self._suspected:
-            return
-        self._suspected.add((worker, peer.incarnation))
-        self._send(Suspect(*self._who, worker, peer.incarnation, reason))
+    def poll(self) -> str | None:
+        """In the middle of a step that waits for an expert: take new tables, keep the rest.
+
+        Returns why the step should be given up, or None.
+        """
+        for message in self._messages(wait=False):
+            if isinstance(message, Table):
+                self._apply(message)
+            else:
+                self._kept.append(message)
+        leaving = [m.reason for m in self._kept if isinstance(m, Shutdown)]
+        return leaving[0] if leaving else None
 
     def _measure(self, *, due: bool) -> None:
         now = time.monotonic()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import queue
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Interrupted(BaseException):
@@ -16,17 +20,20 @@ class Interrupted(BaseException):
 class Mailbox:
     """Messages for the main thread, which reads them between steps.
 
-    While `starting`, the main thread builds the engine, for seconds or minutes: a wish to leave
-    then raises Interrupted there instead of waiting.
+    `ring` is called for every message, from the control thread: the main thread may be waiting in
+    the middle of a step, for a routing table. While `starting`, the main thread builds the engine,
+    for seconds or minutes: a wish to leave then raises Interrupted there instead of waiting.
     """
 
     def __init__(self) -> None:
         self.messages: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self.starting = True
+        self.ring: Callable[[], None] = lambda: None
 
     def put(self, message: ToWorker) -> None:
         """In the control thread."""
         self.messages.put(message)
+        self.ring()
         if self.starting and isinstance(message, Drain | Shutdown):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 

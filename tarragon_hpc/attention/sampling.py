@@ -35,8 +35,10 @@ def sampling_params(spec: SamplingSpec) -> Any:
     )
 
 
-def token_delta(output: Any, index: int) -> TokenDelta:
+def token_delta(output: Any, index: int, masked: int = 0) -> TokenDelta:
     """What one engine step added to a sequence that had `index` tokens before.
+
+    `masked`: expert calls that were left out for it meanwhile.
 
     `output` is vLLM's RequestOutput. Its stop_reason is the token id of a stop token, or None for
     the end-of-sequence token.
@@ -49,6 +51,7 @@ def token_delta(output: Any, index: int) -> TokenDelta:
         logprobs=None if completion.logprobs is None else _logprobs(completion.logprobs),
         finish=completion.finish_reason,
         stop_reason=completion.stop_reason,
+        masked=masked,
     )
 
 

@@ -57,7 +57,8 @@ def engine_arguments(
         "max_num_seqs": attention.max_num_seqs,
         "max_num_batched_tokens": attention.max_num_batched_tokens,
         "enable_chunked_prefill": True,
-        "enable_prefix_caching": attention.prefix_caching,
+        # What was computed without some experts must not be found by other requests.
+        "enable_prefix_caching": attention.prefix_caching and config.experts.on_missing != "mask",
         "block_size": attention.block_size,
         "kv_cache_memory_bytes": attention.kv_cache,
         "gpu_memory_utilization": attention.gpu_memory_fraction,

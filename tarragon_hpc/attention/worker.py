@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.attention.loop import ServingLoop
 from tarragon_hpc.attention.mailbox import Interrupted, Mailbox
 from tarragon_hpc.attention.preload import preload
+from tarragon_hpc.datapath.health import Patience
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.models.describe import describe
@@ -66,7 +67,7 @@ def main(context: WorkerContext) -> int:
             spec = describe(context.config.model.path, context.config.model.dtype)
             preload()
             mailbox.wait_for_welcome()
-            refe = closing.enter_context(_forwarding(context, spec))
+            refe = closing.enter_context(_forwarding(context, spec, mailbox))
             engine = _build(context, spec, refe)
             mailbox.starting = False
         except Interrupted:
@@ -77,6 +78,7 @@ def main(context: WorkerContext) -> int:
             log.info("%s on %d threads after %.2f s", engine, engine.threads, seconds)
             link.send(Ready(*who, _detail(spec, engine, seconds)))
             loop = ServingLoop(who, engine, refe, mailbox.messages, link.send, gauges.publish)
+            refe.report, refe.poll = loop.report, loop.poll
             if context.shares_cpus:
                 take_turns()
             reason = loop.run()
@@ -87,9 +89,10 @@ def main(context: WorkerContext) -> int:
 
 
 @contextlib.contextmanager
-def _forwarding(context: WorkerContext, spec: ModelSpec) -> Iterator[Refe]:
+def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> Iterator[Refe]:
     """The REFE, without any EW yet."""
     config = context.config
+    detection = config.detection
     bell = ShmDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
     refe = Refe(
         worker=context.worker,
@@ -102,11 +105,22 @@ def _forwarding(context: WorkerContext, spec: ModelSpec) -> Iterator[Refe]:
         dtype=spec.dtype,
         slots=config.transport.slots,
         slot_rows=config.transport.slot_rows,
-        reply_timeout_s=config.detection.reply_timeout_ms / 1000,
+        patience=Patience(
+            detection.hedge_factor,
+            detection.hedge_floor_ms / 1000,
+            detection.hedge_ceiling_ms / 1000,
+        ),
+        probe_s=detection.probe_ms / 1000,
+        probe_misses=detection.probe_misses,
+        reply_timeout_s=detection.reply_timeout_ms / 1000,
+        mask=config.experts.on_missing == "mask",
+        missing_timeout_s=config.experts.missing_timeout_s,
     )
+    mailbox.ring = bell.ring
     try:
         yield refe
     finally:
+        mailbox.ring = lambda: None
         refe.close()
         bell.close()
 

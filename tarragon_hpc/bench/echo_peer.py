@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc import native
 from tarragon_hpc.config.schema import BatchingConfig
@@ -19,6 +19,8 @@ from tarragon_hpc.models.spec import ExpertShape, ModelSpec
 from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tarragon_hpc.ops.base import Segment
 
 
@@ -35,6 +37,15 @@ class EchoBank:
     def run(self, layer: int, segments: list[Segment]) -> None:
         for s in segments:
             native.module.gather_rows(s.x, s.index, s.count, s.y, self._row_bytes)
+
+    def prepare(self, tensors: Any) -> Any:
+        return tensors
+
+    def add(self, prepared: Any) -> None:
+        raise NotImplementedError
+
+    def remove(self, experts: Collection[int]) -> None:
+        raise NotImplementedError
 
     def nbytes(self) -> int:
         return 0

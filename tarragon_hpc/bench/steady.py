@@ -117,7 +117,7 @@ def run(
         for round_number in range(-1, rounds):
             for batch in batches:
                 speeds = {
-                    "ours": _time_ours(ours, prompts[:batch], new_tokens),
+                    "ours": time_service(ours, prompts[:batch], new_tokens),
                     "dp": _time_plain(dp, prompts[:batch], new_tokens),
                     "single": _time_plain(single, prompts[:batch], new_tokens),
                 }
@@ -183,7 +183,8 @@ def _time_plain(engines: list[PlainEngine], prompts: Prompts, new_tokens: int) -
     return float(tokens / (time.perf_counter() - start))
 
 
-def _time_ours(service: Service, prompts: Prompts, new_tokens: int) -> float:
+def time_service(service: Service, prompts: Prompts, new_tokens: int) -> float:
+    """Tokens per second of a service that is asked all prompts at once."""
     time.sleep(_SETTLE_S)
     return asyncio.run(_post_all(service, prompts, new_tokens))
 

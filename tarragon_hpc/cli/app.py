@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tarragon_hpc import __version__
+from tarragon_hpc.cli.app_bench import bench_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +17,6 @@ app = typer.Typer(
     help="MoE inference in which the death of a worker is a blip, not an outage.",
 )
 model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints to try things with.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure; every bench prints a table.")
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
 
@@ -35,9 +35,6 @@ Root = Annotated[
 ]
 Run = Annotated[
     str | None, typer.Argument(metavar="RUN", help="Run id or directory; default: the latest.")
-]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers here as JSON.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -119,6 +116,10 @@ def generate(
     config: ConfigFile = None,
     run_dir: RunDir = None,
     overrides: Overrides = None,
+    chaos: Annotated[
+        str | None,
+        typer.Option(metavar="FAULT:WORKER", help="A fault on the way, such as kill:ew1."),
+    ] = None,
 ) -> None:
     """Answer a file of requests and end: OpenAI batch lines, or {"prompt": …} lines.
 
@@ -126,7 +127,7 @@ def generate(
     """
     from tarragon_hpc.cli.batch import generate as command
 
-    raise typer.Exit(command(config, overrides or (), source, target, run_dir))
+    raise typer.Exit(command(config, overrides or (), source, target, run_dir, chaos))
 
 
 @app.command()
@@ -154,6 +155,66 @@ def logs(
 
 
 @app.command()
+def coverage(run: Run = None, root: Root = None, json: Json = False) -> None:
+    """Say which failures a run takes without a pause, and which it would not."""
+    from tarragon_hpc.cli.scale import coverage as command
+
+    command(run, root, as_json=json)
+
+
+@app.command()
+def scale(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[RUN] ROLE=COUNT...", help="Such as ew=3 aw=2.")
+    ],
+    root: Root = None,
+) -> None:
+    """Change how many workers a serving run has."""
+    from tarragon_hpc.cli.scale import scale as command
+
+    command(words, root)
+
+
+@app.command()
+def chaos(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] FAULT WORKER", help="FAULT: kill, stop, cont or slow; or use --mtbf."
+        ),
+    ] = None,
+    mtbf: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="SECONDS", help="Faults at random, so far apart."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what --mtbf does.")] = 0,
+    faults: Annotated[str, typer.Option(help="Kinds of faults of --mtbf.")] = "kill,stop,slow",
+    roles: Annotated[str, typer.Option(help="Whom --mtbf hits: ew, aw or both.")] = "ew",
+    duration: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="End of --mtbf; default: none.")
+    ] = None,
+    factor: Annotated[
+        float, typer.Option(min=1.1, max=1000, help="A slow worker has 1/FACTOR of its time.")
+    ] = 10.0,
+    for_: Annotated[
+        float, typer.Option("--for", min=0, metavar="SECONDS", help="Length of one slow.")
+    ] = 5.0,
+    root: Root = None,
+) -> None:
+    """Kill, stop or slow down workers of a run of this host, on purpose.
+
+    Every fault goes into chaos.jsonl in the run directory, and into the run's timeline.
+    """
+    from tarragon_hpc.cli.chaos import chaos as command
+
+    status = command(
+        words or (), root, mtbf_s=mtbf, seed=seed, faults=faults, roles=roles,
+        duration_s=duration, factor=factor, for_s=for_,
+    )  # fmt: skip
+    raise typer.Exit(status)
+
+
+@app.command()
 def stop(
     run: Run = None,
     drain: Annotated[
@@ -166,46 +227,3 @@ def stop(
     from tarragon_hpc.cli.runs import stop as command
 
     command(run, root, drain)
-
-
-@bench_app.command("datapath")
-def bench_datapath(
-    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
-    json: JsonFile = None,
-) -> None:
-    """A call of expert_io against an echo EW, beside a raw shared-memory ping-pong."""
-    from tarragon_hpc.cli.bench import bench
-
-    bench("datapath", json, rounds=rounds)
-
-
-@bench_app.command("steady")
-def bench_steady(
-    model: Annotated[
-        Path | None, typer.Option(help="Checkpoint; default: one of the bench preset is made.")
-    ] = None,
-    attention_workers: Annotated[int | None, typer.Option(min=1, help="Default: 2.")] = None,
-    expert_workers: Annotated[int | None, typer.Option(min=1, help="Default: 2.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 5, after a warm-up.")] = None,
-    json: JsonFile = None,
-) -> None:
-    """Throughput of the whole service against plain vLLM on the same cores."""
-    from tarragon_hpc.cli.bench import steady
-
-    steady(
-        json, model, attention_workers=attention_workers, expert_workers=expert_workers,
-        rounds=rounds,
-    )  # fmt: skip
-
-
-@bench_app.command("experts")
-def bench_experts(
-    hidden: Annotated[int | None, typer.Option(min=32, help="Default: 1024.")] = None,
-    ffn: Annotated[int | None, typer.Option(min=32, help="Default: 2048.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
-    json: JsonFile = None,
-) -> None:
-    """The expert FFN kernel against vLLM's and torch's, by number of rows."""
-    from tarragon_hpc.cli.bench import bench
-
-    bench("experts", json, hidden=hidden, ffn=ffn, threads=threads)

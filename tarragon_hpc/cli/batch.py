@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tarragon_hpc.cli.sabotage import Sabotage, aftermath, read_sabotage
 from tarragon_hpc.cli.serve import read_config
 from tarragon_hpc.cluster.client import query_status
 from tarragon_hpc.cluster.head import RunInfo, run_service
@@ -32,13 +33,20 @@ _INTERRUPTED = 130
 
 
 def generate(
-    path: Path | None, overrides: Sequence[str], source: str, target: str, run_dir: Path | None
+    path: Path | None,
+    overrides: Sequence[str],
+    source: str,
+    target: str,
+    run_dir: Path | None,
+    chaos: str | None = None,
 ) -> int:
     """Answer what has no answer yet; returns the exit status.
 
     0: every request has its result. 1: some failed in the service and can be tried again.
+    chaos: a fault on the way, such as `kill:ew1`.
     """
     config = read_config(path, [*overrides, *_OWN_DOOR])
+    fault = read_sabotage(chaos, config) if chaos is not None else None
     if source == target:
         raise UserError(f"--output {target!r}: is also the input")
     requests = read_requests(source)
@@ -48,14 +56,22 @@ def generate(
             print(f"{target}: {len(results.done)} of {len(requests)} requests are done already")
         if not todo:
             return 0
-        return asyncio.run(_Batch(config, todo, results).run(run_dir))
+        sabotage = None if fault is None else Sabotage(*fault, len(todo))
+        return asyncio.run(_Batch(config, todo, results, sabotage).run(run_dir))
 
 
 class _Batch:
     """One batch against one run of its own."""
 
-    def __init__(self, config: Config, todo: list[Request], results: ResultFile) -> None:
+    def __init__(
+        self,
+        config: Config,
+        todo: list[Request],
+        results: ResultFile,
+        sabotage: Sabotage | None = None,
+    ) -> None:
         self._config = config
+        self._sabotage = sabotage
         self._todo = todo
         self._results = results
         self._tally = Tally()
@@ -94,13 +110,22 @@ class _Batch:
             api_key=keys[0] if keys else None,
         )
         began = time.monotonic()
+        harm = asyncio.ensure_future(self._harm(info.run_dir))
         try:
             await client.run(self._todo, self._deliver)
-        finally:
             self._seconds = time.monotonic() - began
+            await harm
+        finally:
+            self._seconds = self._seconds or time.monotonic() - began
+            harm.cancel()
+            await asyncio.gather(harm, return_exceptions=True)
         # The workers' counters travel with their heartbeats: wait for the ones after the end.
         await asyncio.sleep(2 * config.detection.heartbeat_ms / 1000)
         self._status = await query_status(info.run_dir)
+
+    async def _harm(self, run_dir: Path) -> None:
+        if self._sabotage is not None:
+            await self._sabotage.run(run_dir, self._progress.console.print)
 
     def _concurrency(self) -> int:
         """Enough to keep every AW's batch full while answers travel, never more than is taken."""
@@ -111,6 +136,8 @@ class _Batch:
         self._results.write(outcome)
         self._tally.add(outcome)
         self._progress.update(self._bar, advance=1, tokens=self._tally.tokens)
+        if self._sabotage is not None:
+            self._sabotage.progress(self._tally.done)
 
     def _close(self) -> int:
         if self._status is None:
@@ -119,4 +146,6 @@ class _Batch:
             return _INTERRUPTED
         Console().print(contributions(self._status))
         print(closing_line(self._tally, self._seconds))
+        if self._sabotage is not None:
+            print(aftermath(self._status))
         return 1 if self._tally.failed else 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def bench(name: str, target: Path | None, **options: Any) -> None:
@@ -27,11 +31,33 @@ def bench(name: str, target: Path | None, **options: Any) -> None:
 
 def steady(target: Path | None, model: Path | None, **options: Any) -> None:
     """The steady-state benchmark; without a model it makes the bench preset's for itself."""
+    _with_model("steady", "bench", target, model, options)
+
+
+def overhead(target: Path | None, model: Path | None, **options: Any) -> None:
+    """The price of resilience; without a model it makes the bench preset's for itself."""
+    _with_model("overhead", "bench", target, model, options)
+
+
+def failover(target: Path | None, model: Path | None, **options: Any) -> None:
+    """The failover benchmark; without a model it makes a tiny one for itself."""
+    _with_model("failover", "tiny", target, model, options)
+
+
+def _with_model(
+    name: str, preset: str, target: Path | None, model: Path | None, options: dict[str, Any]
+) -> None:
     if model is not None:
-        bench("steady", target, model=str(model), **options)
+        bench(name, target, model=str(model), **options)
         return
+    with _made(preset) as made:
+        bench(name, target, model=made, **options)
+
+
+@contextlib.contextmanager
+def _made(preset: str) -> Iterator[str]:
+    """A checkpoint for the time of a benchmark."""
     from tarragon_hpc.models.tiny import write_tiny
 
     with tempfile.TemporaryDirectory(prefix="tarragon-bench-") as scratch:
-        made = write_tiny("mixtral", Path(scratch) / "bench", preset="bench")
-        bench("steady", target, model=str(made), **options)
+        yield str(write_tiny("mixtral", Path(scratch) / preset, preset=preset))

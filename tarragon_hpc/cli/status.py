@@ -8,8 +8,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tarragon_hpc.observe.story_words import in_words
 from tarragon_hpc.orchestrator.changes import ranges
 
+_FAILURES = 3
 _COLOURS = {
     "serving": "green",
     "running": "green",
@@ -42,7 +44,13 @@ def render(status: dict[str, Any]) -> Group:
             ranges(worker["experts"]),
             Text(_remark(worker)),
         )
-    return Group(head, table)
+    parts: list[Text | Table] = [head, table]
+    if coverage := (status.get("coverage") or {}).get("lines"):
+        parts.append(Text("\n".join(["", *coverage])))
+    if failures := status.get("failures"):
+        shown = [in_words(story) for story in failures[-_FAILURES:]]
+        parts.append(Text("\n".join(["", *shown])))
+    return Group(*parts)
 
 
 def _word(word: str) -> Text:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.control import ControlServer
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
+from tarragon_hpc.cluster.forking import ForkServers
 from tarragon_hpc.cluster.local import LocalLauncher
 from tarragon_hpc.cluster.places import Places
 from tarragon_hpc.cluster.rendezvous import (
@@ -124,6 +125,7 @@ async def assemble(
         path,
         lambda who: orchestrator.ending(who),
         lambda who, returncode: orchestrator.exited(who, returncode),
+        ForkServers(path) if config.cluster.fork_server else None,
     )
     stack.push_async_callback(launcher.close)
     reporter = Reporter(sessions, timeline, metrics, lambda: orchestrator.heard)

@@ -1,4 +1,4 @@
-"""What `tarragon status` and `tarragon stop` ask the head; and what is known when it is gone."""
+"""What the command line asks the head of a run; and what is known of a run when it is gone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
+    TIMELINE,
     HeadRecord,
     is_runtime_dir,
     read_head,
     run_secret,
 )
-from tarragon_hpc.errors import AuthError, ClusterError, ConnectFailed
+from tarragon_hpc.errors import AuthError, ClusterError, ConnectFailed, TarragonError, UserError
+from tarragon_hpc.observe.story import tell
+from tarragon_hpc.observe.timeline import read_timeline
 from tarragon_hpc.orchestrator.apply import replay
 from tarragon_hpc.orchestrator.journal import read_journal
 from tarragon_hpc.orchestrator.state import GONE, RunPhase
@@ -25,28 +28,104 @@ from tarragon_hpc.orchestrator.status import describe
 from tarragon_hpc.wire.codec import client_decoder
 from tarragon_hpc.wire.stream import Connection, connect
 from tarragon_hpc.wire.to_client import Done, Error, StatusReply, ToClient
-from tarragon_hpc.wire.to_head import StatusQuery, StopRun
+from tarragon_hpc.wire.to_head import Note, ScaleRun, StatusQuery, StopRun
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
     from tarragon_hpc.wire.common import Message
 
 _ANSWER_S = 10.0
 _EXIT_S = 10.0
 _STOP_MARGIN_S = 60.0
+_FAILURES = 8
+
+
+class Head:
+    """A connection to the head of a running run, for one question after the other."""
+
+    def __init__(self, run: str, connection: Connection[ToClient]) -> None:
+        self._run = run
+        self._connection = connection
+        self._replies = connection.messages()
+        self._turn = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"Head({self._run}, {self._connection!r})"
+
+    async def ask(self, question: Message, timeout_s: float = _ANSWER_S) -> ToClient:
+        """Its answer. Raises ClusterError if there is none in time."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    self._connection.send(question)
+                    reply = await anext(self._replies, None)
+            except TimeoutError:
+                raise ClusterError(f"the head did not answer within {timeout_s:g} s") from None
+        if reply is None:
+            raise ClusterError("the head went away before it answered")
+        return reply
+
+    async def status(self) -> dict[str, Any]:
+        """The run as its head describes it. Raises ClusterError."""
+        reply = await self.ask(StatusQuery())
+        if not isinstance(reply, StatusReply):
+            raise self._strange(reply)
+        return reply.status
+
+    async def note(
+        self, event: str, worker: str | None, detail: Mapping[str, str | int | float]
+    ) -> None:
+        """Have a line written into the run's timeline. Raises ClusterError."""
+        self._accepted(await self.ask(Note(event, worker, dict(detail))), ClusterError)
+
+    async def scale(self, role: str, count: int) -> None:
+        """Ask for so many workers of a role; returns when the change is under way.
+
+        Raises UserError with the head's reason if it refuses.
+        """
+        self._accepted(await self.ask(ScaleRun(role, count)), UserError)
+
+    async def stop(self, drain_s: float) -> None:
+        """Have the run ended; returns when no worker is left. Raises ClusterError."""
+        reply = await self.ask(StopRun(drain_s), drain_s + _STOP_MARGIN_S)
+        self._accepted(reply, ClusterError)
+
+    def _accepted(self, reply: ToClient, refusal: type[TarragonError]) -> None:
+        if isinstance(reply, Error):
+            raise refusal(reply.message)
+        if not isinstance(reply, Done):
+            raise self._strange(reply)
+
+    def _strange(self, reply: ToClient) -> ClusterError:
+        return ClusterError(f"the head of {self._run} answered {type(reply).__name__}")
+
+
+@contextlib.asynccontextmanager
+async def head_of(run_dir: Path) -> AsyncIterator[Head]:
+    """The head of a running run. Raises UserError if it is gone, ClusterError if it is silent."""
+    connection = await _reach(run_dir)
+    if connection is None:
+        found = _from_journal(run_dir)
+        why = f": {found['reason']}" if found["reason"] else ""
+        raise UserError(f"RUN: {run_dir.name} is not running ({found['state']}{why})")
+    async with _talk(run_dir, connection) as head:
+        yield head
 
 
 async def query_status(run_dir: Path) -> dict[str, Any]:
     """The run as its head describes it; from the journal if the head is gone ("state" says so).
 
-    Raises ClusterError if the head is there but does not answer, or there is nothing to read.
+    "failures" are the stories of its last failures, from the timeline. Raises ClusterError if the
+    head is there but does not answer, or there is nothing to read.
     """
     connection = await _reach(run_dir)
     if connection is None:
-        return _from_journal(run_dir)
-    reply = await _ask(connection, StatusQuery(), _ANSWER_S)
-    if not isinstance(reply, StatusReply):
-        raise ClusterError(f"the head of {run_dir.name} answered {type(reply).__name__}")
-    return reply.status
+        status = _from_journal(run_dir)
+    else:
+        async with _talk(run_dir, connection) as head:
+            status = await head.status()
+    return status | {"failures": tell(read_timeline(run_dir / TIMELINE), _FAILURES)}
 
 
 async def stop_run(run_dir: Path, drain_s: float) -> bool:
@@ -62,11 +141,8 @@ async def stop_run(run_dir: Path, drain_s: float) -> bool:
         return False
     with contextlib.ExitStack() as stack:
         pidfd = _watch(record, stack)
-        reply = await _ask(connection, StopRun(drain_s), drain_s + _STOP_MARGIN_S)
-        if isinstance(reply, Error):
-            raise ClusterError(reply.message)
-        if not isinstance(reply, Done):
-            raise ClusterError(f"the head of {run_dir.name} answered {type(reply).__name__}")
+        async with _talk(run_dir, connection) as head:
+            await head.stop(drain_s)
         if pidfd is not None:
             await _readable(pidfd, _EXIT_S)
     return True
@@ -93,18 +169,12 @@ async def _reach(run_dir: Path) -> Connection[ToClient] | None:
         raise ClusterError(f"the head of {record.run} ({where}) does not answer: {error}") from None
 
 
-async def _ask(connection: Connection[ToClient], question: Message, timeout_s: float) -> ToClient:
+@contextlib.asynccontextmanager
+async def _talk(run_dir: Path, connection: Connection[ToClient]) -> AsyncIterator[Head]:
     try:
-        async with asyncio.timeout(timeout_s):
-            connection.send(question)
-            reply = await anext(connection.messages(), None)
-    except TimeoutError:
-        raise ClusterError(f"the head did not answer within {timeout_s:g} s") from None
+        yield Head(run_dir.name, connection)
     finally:
         await connection.close()
-    if reply is None:
-        raise ClusterError("the head went away before it answered")
-    return reply
 
 
 def _from_journal(run_dir: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tarragon_hpc.ids import Role, parse_worker_id
 from tarragon_hpc.observe.log import configure
 from tarragon_hpc.wire.link import WorkerContext
 
-_MAIN = {Role.AW: "tarragon_hpc.attention.worker", Role.EW: "tarragon_hpc.expert.worker"}
+MAIN = {Role.AW: "tarragon_hpc.attention.worker", Role.EW: "tarragon_hpc.expert.worker"}
 
 log = logging.getLogger("tarragon_hpc.cluster.entry")  # also when it runs as __main__
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if context.cpus is not None:
             bind(context.cpus)
-        status: int = importlib.import_module(_MAIN[role]).main(context)
+        status: int = importlib.import_module(MAIN[role]).main(context)
     except TarragonError as error:
         log.error("%s", error)
         return error.exit_status
@@ -58,7 +58,7 @@ def worker_role(worker: str) -> Role:
         role, _ = parse_worker_id(worker)
     except ValueError as error:
         raise ConfigError("--worker", str(error)) from None
-    if role not in _MAIN:
+    if role not in MAIN:
         raise ConfigError("--worker", f"{worker!r}: no program for this role; expected aw or ew")
     return role
 

@@ -1,4 +1,4 @@
-"""Die with the parent, and let the parent know at once: two ties between a worker and its head."""
+"""Die with the parent, and let the parent know at once: the ties between a worker and its head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import threading
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_PR_SET_CHILD_SUBREAPER = 36
 _CLONE_FILES = 0x400  # unshare(2)
 
 log = logging.getLogger(__name__)
@@ -22,12 +23,24 @@ def die_with(parent: int) -> None:
     and this process then ends here. Call it in the main thread, before any other work.
     Raises OSError if the kernel refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"prctl(PR_SET_PDEATHSIG): {os.strerror(code)}")
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """From now on descendants of this process whose parent has ended become its own children.
+
+    Raises OSError if the kernel refuses.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")
 
 
 def hold(fd: int) -> None:

@@ -1,7 +1,8 @@
 """Workers as processes on this machine: start, watch, end.
 
 Every process has a session of its own (a Ctrl-C at the terminal reaches only the head) and dies
-with the head (`lifeline`). That it ends is noticed by the end of a socket that it holds, how it
+with the head (`lifeline`). It is forked by its role's fork server where there is one (`forking`),
+and else started as a program. That it ends is noticed by the end of a socket that it holds, how it
 ended through a pidfd: no polling, no threads, no signal handler. Whatever it left in its process
 group is killed with it.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -17,32 +19,49 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.cluster.forkserver import PID_BYTES
+from tarragon_hpc.cluster.spec import ENTRY
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from tarragon_hpc.cluster.forking import ForkServers
     from tarragon_hpc.cluster.spec import WorkerSpec
     from tarragon_hpc.ids import Incarnation
 
 _TERM_GRACE_S = 2.0
+# Processes that a dead worker has left are waited for so often.
+_ORPHANS_S = 0.05
+_ORPHANS_TRIES = 100
+_NOT_FOUND = 127  # the exit status of a program that could not be started, as in a shell
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Child:
-    process: subprocess.Popen[bytes]
-    pidfd: int
+    """`pid` None: ordered from a fork server, which has not delivered yet. `process`: if it was
+    started as a program. `doomed`: it is to be killed as soon as there is something to kill.
+    """
+
     line: socket.socket
+    pid: int | None = None
+    pidfd: int = -1
+    process: subprocess.Popen[bytes] | None = None
+    doomed: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    delivery: asyncio.TimerHandle | None = None
 
 
 class LocalLauncher:
     """Starts local processes from specs and reports, once each and in the event loop, that one
     begins to end (`on_ending`) and that it has ended (`on_exit`, with the return code as in
     subprocess: negative if a signal killed it). Output goes to
-    `<run_dir>/logs/<worker>.<incarnation>.log`.
+    `<run_dir>/logs/<worker>.<incarnation>.log`. `forks`: where workers come from that have the
+    usual program; None: all of them are started as programs.
     """
 
     def __init__(
@@ -51,26 +70,86 @@ class LocalLauncher:
         run_dir: Path,
         on_ending: Callable[[Incarnation], None],
         on_exit: Callable[[Incarnation, int], None],
+        forks: ForkServers | None = None,
     ) -> None:
         self._specs = specs
         self._run_dir = run_dir
         self._on_ending = on_ending
         self._on_exit = on_exit
+        self._forks = forks
         self._children: dict[Incarnation, _Child] = {}
 
     def __repr__(self) -> str:
         return f"LocalLauncher({', '.join(map(str, self._children)) or 'nothing runs'})"
 
-    def start(self, who: Incarnation) -> int:
-        """Start a process; returns its pid. Raises ClusterError."""
+    def start(self, who: Incarnation) -> int | None:
+        """Start a process; returns its pid, None if it is being forked. Raises ClusterError."""
+        try:
+            child = self._order(who) or self._spawn(who)
+        except OSError as error:
+            raise ClusterError(f"cannot start {who}: {error}") from None
+        self._children[who] = child
+        self._watch(who, child)
+        return child.pid
+
+    def stop(self, who: Incarnation, grace_s: float) -> None:
+        """End a process that was asked to leave: SIGTERM after `grace_s`, SIGKILL 2 s later."""
+        child = self._children.get(who)
+        if child is not None:
+            loop = asyncio.get_running_loop()
+            child.timers += [
+                loop.call_later(grace_s, self._terminate, who),
+                loop.call_later(grace_s + _TERM_GRACE_S, self.kill, who),
+            ]
+
+    def kill(self, who: Incarnation) -> None:
+        """SIGKILL a process and its group; one that is gone is ignored."""
+        child = self._children.get(who)
+        if child is not None:
+            child.doomed = True
+            if child.pid is not None:
+                _kill_group(child.pid)
+
+    async def close(self) -> None:
+        """Kill whatever still runs and wait until it is gone."""
+        children = dict(self._children)
+        for who in children:
+            self.kill(who)
+        if self._forks is not None:
+            await self._forks.close()
+        for child in children.values():
+            await child.gone.wait()
+
+    def _order(self, who: Incarnation) -> _Child | None:
+        """A child that a fork server is to deliver; None if there is none. Raises OSError."""
+        spec = self._specs[who.worker]
+        if self._forks is None or spec.program != ENTRY:
+            return None
+        ours, theirs = socket.socketpair()
+        with theirs, log_path(self._run_dir, who).open("ab") as output:
+            within_s = self._forks.order(
+                spec.role,
+                str(who),
+                spec.arguments(who, self._run_dir, os.getpid()),
+                spec.env,
+                (theirs.fileno(), output.fileno()),
+            )
+        if within_s is None:
+            ours.close()
+            return None
+        late = asyncio.get_running_loop().call_later(within_s, self._forks.overdue, spec.role)
+        return _Child(ours, delivery=late)
+
+    def _spawn(self, who: Incarnation) -> _Child:
+        """A child started as a program. Raises OSError."""
         spec = self._specs[who.worker]
         ours, theirs = socket.socketpair()
         try:
-            with theirs, log_path(self._run_dir, who).open("ab") as log:
+            with theirs, log_path(self._run_dir, who).open("ab") as output:
                 process = subprocess.Popen(
                     spec.command(who, self._run_dir, os.getpid(), theirs.fileno()),
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **spec.env},
                     start_new_session=True,
@@ -82,38 +161,58 @@ class LocalLauncher:
                 _kill_group(process.pid)
                 process.wait()
                 raise
-        except OSError as error:
+        except OSError:
             ours.close()
-            raise ClusterError(f"cannot start {who}: {error}") from None
-        self._children[who] = _Child(process, pidfd, ours)
+            raise
+        return _Child(ours, process.pid, pidfd, process)
+
+    def _watch(self, who: Incarnation, child: _Child) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(ours, self._cut, who)
-        loop.add_reader(pidfd, self._reap, who)
-        return process.pid
+        if child.pid is None:
+            loop.add_reader(child.line, self._delivered, who)
+            return
+        loop.add_reader(child.line, self._cut, who)
+        loop.add_reader(child.pidfd, self._reap, who)
 
-    def stop(self, who: Incarnation, grace_s: float) -> None:
-        """End a process that was asked to leave: SIGTERM after `grace_s`, SIGKILL 2 s later."""
-        child = self._children.get(who)
-        if child is not None:
-            loop = asyncio.get_running_loop()
-            child.timers += [
-                loop.call_later(grace_s, child.process.terminate),
-                loop.call_later(grace_s + _TERM_GRACE_S, self.kill, who),
-            ]
+    def _delivered(self, who: Incarnation) -> None:
+        """The pid of a forked child, or the end of its lifeline: nobody will ever send it."""
+        child = self._children[who]
+        if child.delivery is not None:
+            child.delivery.cancel()
+        asyncio.get_running_loop().remove_reader(child.line)
+        if data := child.line.recv(PID_BYTES):
+            child.pid = int.from_bytes(data, "little")
+            child.pidfd = os.pidfd_open(child.pid)  # it is our child, and not waited for yet
+            log.info("%s was forked: pid %d", who, child.pid)
+            self._watch(who, child)
+            if child.doomed:
+                _kill_group(child.pid)
+            return
+        child.line.close()
+        if child.doomed:
+            self._never_was(who, child, -signal.SIGKILL)
+            return
+        log.warning("%s could not be forked and is started as a program", who)
+        try:
+            spawned = self._spawn(who)
+        except OSError as error:
+            log.error("cannot start %s: %s", who, error)
+            self._never_was(who, child, _NOT_FOUND)
+            return
+        child.line, child.process = spawned.line, spawned.process
+        child.pid, child.pidfd = spawned.pid, spawned.pidfd
+        self._watch(who, child)
 
-    def kill(self, who: Incarnation) -> None:
-        """SIGKILL a process and its group; one that is gone is ignored."""
-        child = self._children.get(who)
-        if child is not None:
-            _kill_group(child.process.pid)
+    def _never_was(self, who: Incarnation, child: _Child, returncode: int) -> None:
+        self._on_ending(who)
+        self._finish(who, child, returncode)
 
-    async def close(self) -> None:
-        """Kill whatever still runs and wait until it is gone."""
-        children = dict(self._children)
-        for who in children:
-            self.kill(who)
-        for child in children.values():
-            await child.gone.wait()
+    def _terminate(self, who: Incarnation) -> None:
+        child = self._children[who]
+        if child.pid is None:
+            child.doomed = True
+        else:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGTERM)
 
     def _cut(self, who: Incarnation) -> None:
         line = self._children[who].line
@@ -122,14 +221,23 @@ class LocalLauncher:
         self._on_ending(who)
 
     def _reap(self, who: Incarnation) -> None:
-        if self._children[who].line.fileno() >= 0:
+        child = self._children[who]
+        if child.line.fileno() >= 0:
             self._cut(who)
-        child = self._children.pop(who)
+        assert child.pid is not None
         # The process is a zombie now, so its pid still names its group and nobody else's.
-        _kill_group(child.process.pid)
-        returncode = child.process.wait()
+        _kill_group(child.pid)
+        if child.process is not None:
+            returncode = child.process.wait()
+        else:
+            returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        _wait_for_group(child.pid, _ORPHANS_TRIES)
         asyncio.get_running_loop().remove_reader(child.pidfd)
         os.close(child.pidfd)
+        self._finish(who, child, returncode)
+
+    def _finish(self, who: Incarnation, child: _Child, returncode: int) -> None:
+        del self._children[who]
         for timer in child.timers:
             timer.cancel()
         child.gone.set()
@@ -155,3 +263,15 @@ def log_tail(path: Path, lines: int = 12, max_bytes: int = 8192) -> str:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _wait_for_group(pid: int, tries: int) -> None:
+    """Wait for what is left of a killed group, as far as this process has adopted it."""
+    try:
+        while os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
+            pass
+    except ChildProcessError:
+        return
+    if tries > 1:
+        loop = asyncio.get_running_loop()
+        loop.call_later(_ORPHANS_S, _wait_for_group, pid, tries - 1)

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.observe.story import Stories
 from tarragon_hpc.observe.timeline import LOST
 from tarragon_hpc.orchestrator import changes as ch
 from tarragon_hpc.orchestrator import events as ev
@@ -57,6 +58,13 @@ class Reporter:
         self._metrics = metrics
         self._heard = heard
         self._started: dict[Incarnation, float] = {}
+        self._stories = Stories()
+        timeline.listen(self._follow)
+
+    def _follow(self, line: Mapping[str, Any]) -> None:
+        """A line was written into the timeline: measure what it says of failures."""
+        for phase, seconds in self._stories.add(line):
+            self._metrics.failover_seconds.labels(phase).observe(seconds)
 
     def observe(self, before: State, after: State, event: ev.Event) -> None:
         """One event: first what it was, then what followed from it."""
@@ -97,7 +105,13 @@ class Reporter:
         match event:
             case ev.TablePublished():
                 short, missing = coverage_gap(after)
-                record("table published", epoch=event.epoch, short=short, missing=missing)
+                record(
+                    "table published",
+                    epoch=event.epoch,
+                    holders=_holders(after),
+                    short=short,
+                    missing=missing,
+                )
             case ev.PlacementChanged():
                 record("placement changed", reason=event.reason)
             case ev.WorkerAdded():
@@ -211,3 +225,9 @@ class Reporter:
             count.setdefault((w.role, worker_word(w)), 0)
         for (role, word), number in count.items():
             self._metrics.workers.labels(role, word).set(number)
+
+
+def _holders(state: State) -> str:
+    """The EWs that the published table names: `ew0.1 ew1.2`."""
+    named = sorted({name for holders in state.table for name in holders})
+    return " ".join(str(Incarnation(n, state.workers[n].incarnation)) for n in named)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.config import Config
 
-_ENTRY = (sys.executable, "-m", "tarragon_hpc.cluster.entry")
+ENTRY = (sys.executable, "-m", "tarragon_hpc.cluster.entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,23 @@ class WorkerSpec:
     cpus: tuple[int, ...] | None
     env: Mapping[str, str] = field(default_factory=dict)
     shares_cpus: bool = False
-    program: tuple[str, ...] = _ENTRY
+    program: tuple[str, ...] = ENTRY
 
     def command(self, who: Incarnation, run_dir: Path, parent: int, lifeline: int) -> list[str]:
         """The command line of one incarnation, a child of process `parent` that holds the
         descriptor `lifeline` open until it ends.
         """
-        command = [*self.program, "--worker", who.worker, "--incarnation", str(who.number)]
-        command += ["--run-dir", str(run_dir), "--parent", str(parent)]
-        command += ["--lifeline", str(lifeline)]
+        return [*self.program, *self.arguments(who, run_dir, parent), "--lifeline", str(lifeline)]
+
+    def arguments(self, who: Incarnation, run_dir: Path, parent: int) -> list[str]:
+        """What the program is told but for the lifeline."""
+        arguments = ["--worker", who.worker, "--incarnation", str(who.number)]
+        arguments += ["--run-dir", str(run_dir), "--parent", str(parent)]
         if self.cpus is not None:
-            command += ["--cpus", ",".join(map(str, self.cpus))]
+            arguments += ["--cpus", ",".join(map(str, self.cpus))]
         if self.shares_cpus:
-            command += ["--shares-cpus"]
-        return command
+            arguments += ["--shares-cpus"]
+        return arguments
 
 
 def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> list[WorkerSpec]:

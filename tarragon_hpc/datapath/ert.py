@@ -33,16 +33,24 @@ class ERT:
         """All EWs in the table, in order of first mention."""
         return tuple(dict.fromkeys(w for c in self.candidates for w in c))
 
-    def owners(self, workers: Sequence[str], lost: Set[str] = frozenset()) -> NDArray[np.int32]:
-        """For each expert the index in `workers` of its first candidate not in `lost`; -1: none.
+    def owners(
+        self,
+        workers: Sequence[str],
+        lost: Set[str] = frozenset(),
+        avoid: Set[str] = frozenset(),
+        nobody: int = -1,
+    ) -> NDArray[np.int32]:
+        """For each expert the index in `workers` of its first candidate that is neither lost nor to
+        be avoided, else of the first that is not lost, else `nobody`.
 
         Shape [experts]. This is what `assign` and the native packer route by.
         """
-        index = {w: i for i, w in enumerate(workers)}
+        index = {w: i for i, w in enumerate(workers) if w not in lost}
+        good = {w: i for w, i in index.items() if w not in avoid}
         return np.array(
-            [
-                next((index[w] for w in c if w in index and w not in lost), -1)
-                for c in self.candidates
-            ],
-            dtype=np.int32,
+            [_first(c, good, _first(c, index, nobody)) for c in self.candidates], dtype=np.int32
         )
+
+
+def _first(candidates: Sequence[str], index: dict[str, int], default: int) -> int:
+    return next((index[w] for w in candidates if w in index), default)

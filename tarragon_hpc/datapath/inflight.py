@@ -1,9 +1,8 @@
 """What the EWs owe a dispatch: unanswered messages, their deadlines, and which replies count.
 
 Pure: the clock is an argument, slots and buffers are somebody else's. One `Inflight` per dispatch.
-Rerouting asks `owed_by` a lost EW which parts (of which chunk's assignment) are unanswered,
-withdraws them and records those of the new assignment; a reply to a withdrawn message is late and
-is dropped.
+A part of a chunk may be owed by several EWs at a time: by the one it was sent to, and piece by
+piece by those it was sent to again (reroute.py); the first complete answer counts.
 """
 
 from __future__ import annotations
@@ -13,6 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from tarragon_hpc.wire import dispatch as wire
 
 if TYPE_CHECKING:
+    from collections.abc import Set
+
+    from tarragon_hpc.datapath.reroute import Piece
+    from tarragon_hpc.transport.base import ClientChannel
     from tarragon_hpc.wire.dispatch import ReplyHeader
 
 REFUSALS = {
@@ -24,77 +27,88 @@ REFUSALS = {
 
 
 class Owed(NamedTuple):
-    """One message whose reply is owed. (worker, slot) is unique among those unanswered.
+    """One message whose reply is owed.
 
-    incarnation:    of the worker
-    sequence:       of the message; unique in the life of this AW
-    chunk, part:    which rows: the part of the chunk's assignment
-    pairs:          output rows that are owed
-    sent, deadline: seconds on the caller's clock
+    channel, slot: where the reply will lie; incarnation: of the worker
+    sequence:    of the message; unique in the life of this AW
+    epoch:       of the table it was sent under
+    chunk, part: which rows: the part of the chunk's assignment
+    piece:       which groups of it; None: all of them, as they were assigned first
+    pairs:       output rows that are owed
+    sent, overdue, deadline: seconds on the caller's clock
     """
 
     worker: str
     incarnation: int
+    channel: ClientChannel
     slot: int
     sequence: int
+    epoch: int
     chunk: int
     part: int
+    piece: Piece | None
     pairs: int
     sent: float
+    overdue: float
     deadline: float
 
 
 class Inflight:
     """The unanswered messages of one dispatch, in the order they were sent."""
 
-    __slots__ = ("_of_chunk", "unanswered")
+    __slots__ = ("_owed",)
 
     def __init__(self) -> None:
-        self.unanswered: list[Owed] = []
-        self._of_chunk: dict[int, int] = {}
+        self._owed: dict[int, Owed] = {}
 
     def __repr__(self) -> str:
-        return f"Inflight({', '.join(f'{o.worker}[{o.slot}]' for o in self.unanswered)})"
+        return f"Inflight({', '.join(f'{o.worker}[{o.slot}]' for o in self._owed.values())})"
+
+    @property
+    def unanswered(self) -> list[Owed]:
+        """All of them."""
+        return list(self._owed.values())
 
     def sent(self, owed: Owed) -> None:
         """A message is on its way."""
-        self.unanswered.append(owed)
-        self._of_chunk[owed.chunk] = self._of_chunk.get(owed.chunk, 0) + 1
+        self._owed[owed.sequence] = owed
 
-    def settled(self, owed: Owed) -> bool:
-        """Its reply has come and counts. True if nothing else is owed to its chunk now."""
-        self.withdraw(owed)
-        return self._of_chunk[owed.chunk] == 0
+    def awaits(self, owed: Owed) -> bool:
+        """Whether its reply still counts."""
+        return owed.sequence in self._owed
 
     def withdraw(self, owed: Owed) -> None:
-        """Its reply is not awaited any more: rerouted, or given up."""
-        self.unanswered.remove(owed)
-        self._of_chunk[owed.chunk] -= 1
+        """Its reply is not awaited any more: it has come, or somebody else's has."""
+        del self._owed[owed.sequence]
 
-    def owed_by(self, worker: str) -> list[Owed]:
-        """What one EW has not answered."""
-        return [o for o in self.unanswered if o.worker == worker]
+    def of(self, chunk: int, part: int) -> list[Owed]:
+        """Who owes (pieces of) a part."""
+        return [o for o in self._owed.values() if o.chunk == chunk and o.part == part]
 
-    def overdue(self, now: float) -> list[Owed]:
-        """What should have been answered by now."""
-        return [o for o in self.unanswered if o.deadline <= now]
+    def overdue(self, now: float, known: Set[int] = frozenset()) -> list[Owed]:
+        """What should have been answered by now, but for the `known` sequences."""
+        return [o for o in self._owed.values() if o.overdue <= now and o.sequence not in known]
 
-    def next_deadline(self) -> float | None:
-        """The first deadline among the unanswered."""
-        return min((o.deadline for o in self.unanswered), default=None)
+    def expired(self, now: float) -> list[Owed]:
+        """What will not be waited for any more."""
+        return [o for o in self._owed.values() if o.deadline <= now]
+
+    def next_look(self, known: Set[int] = frozenset()) -> float | None:
+        """The next moment at which one of them becomes overdue or expires."""
+        return min(
+            (o.deadline if o.sequence in known else o.overdue for o in self._owed.values()),
+            default=None,
+        )
 
 
-def stale(owed: Owed, header: ReplyHeader, epoch: int) -> str | None:
-    """Why a reply is not the one that is owed (it is dropped then), or None.
-
-    epoch: of the table the message was sent under
-    """
+def stale(owed: Owed, header: ReplyHeader) -> str | None:
+    """Why a reply is not the one that is owed (it is dropped then), or None."""
     if header.sequence != owed.sequence:
         return f"reply of sequence {header.sequence}, expected {owed.sequence}"
     if header.incarnation != owed.incarnation:
         return f"reply of incarnation {header.incarnation}, expected {owed.incarnation}"
-    if header.epoch != epoch:
-        return f"reply of epoch {header.epoch}, expected {epoch}"
+    if header.epoch != owed.epoch:
+        return f"reply of epoch {header.epoch}, expected {owed.epoch}"
     return None
 
 

@@ -1,7 +1,7 @@
 """The REFE's fast lane: two native calls for a dispatch that needs one slot per EW.
 
 An optimisation, no second way of doing things: whatever is out of the ordinary (no free slot, a
-loss, a late or a strange reply) is handed over to `exchange.py`, which specifies what happens.
+loss, a strange or a missing reply) is handed over to `exchange.py`, which specifies what happens.
 """
 
 from __future__ import annotations
@@ -14,28 +14,38 @@ from tarragon_hpc.datapath.ticket import Chunk
 
 if TYPE_CHECKING:
     from tarragon_hpc.datapath.exchange import Exchange
+    from tarragon_hpc.datapath.health import Health
     from tarragon_hpc.datapath.links import Links
-    from tarragon_hpc.datapath.rows import Router
+    from tarragon_hpc.datapath.routes import Routes
     from tarragon_hpc.datapath.stats import RefeStats
     from tarragon_hpc.datapath.ticket import Ticket
-    from tarragon_hpc.transport.base import Doorbell
+    from tarragon_hpc.transport.base import ClientChannel, Doorbell
 
 
 class FastLane:
-    """Sends and finishes tickets under one router. Made by `make_lane`."""
+    """Sends and finishes tickets under one set of routes. Made by `make_lane`.
+
+    channels: by index of the routes' workers; None: not usable
+    """
 
     def __init__(
         self,
         lane: native.module.Lane,
+        routes: Routes,
+        channels: list[ClientChannel | None],
         exchange: Exchange,
-        links: Links,
         stats: RefeStats,
+        health: Health,
+        probe_s: float,
         timeout_s: float,
     ) -> None:
+        self._probe_s = probe_s
         self._lane = lane
+        self._routes = routes
+        self._channels = channels
         self._exchange = exchange
-        self._links = links
         self._stats = stats
+        self._health = health
         self._timeout_s = timeout_s
 
     def send(self, ticket: Ticket) -> bool:
@@ -58,18 +68,25 @@ class FastLane:
         return True
 
     def finish(self, ticket: Ticket, weights: int, out: int) -> bool:
-        """Wait for the replies and combine them. False: something is wrong, and the ticket is the
-        exchange's now, with all its messages unanswered."""
+        """Wait for the replies and combine them. False: something is wrong or takes long, and the
+        ticket is the exchange's now, with all its messages unanswered."""
         call = ticket.call
         assert call is not None
-        outcome = self._lane.finish(call, weights, out, self._timeout_s)
+        names, patience = self._routes.workers, self._health.patience
+        longest = self._probe_s
+        for index, _, pairs in call.assignment.parts:
+            longest = min(longest, patience(names[index], pairs))
+        outcome = self._lane.finish(call, weights, out, longest)
         self._stats.wait_s += call.waited_s
         if outcome != native.module.DONE:
             self.hand_over(ticket)
             return False
         ticket.lane = ticket.call = None
-        for index, nbytes, seconds in call.answers:
-            self._stats.answered(self._exchange.workers[index], nbytes, seconds)
+        for (index, nbytes, seconds), (_, _, pairs) in zip(
+            call.answers, call.assignment.parts, strict=True
+        ):
+            self._stats.answered(names[index], nbytes, seconds)
+            self._health.answered(names[index], pairs, seconds)
         return True
 
     def hand_over(self, ticket: Ticket) -> None:
@@ -77,41 +94,59 @@ class FastLane:
         call = ticket.call
         assert call is not None
         ticket.lane = ticket.call = None
-        chunk = ticket.chunks[0] = Chunk(0, ticket.rows, call.assignment)
+        chunk = Chunk(0, ticket.rows, call.assignment, self._routes, ticket.topk_ids)
+        ticket.chunks[0] = chunk
         chunk.unsent = []
-        deadline = call.sent_s + self._timeout_s
         for part, ((index, _, pairs), slot) in enumerate(zip(chunk.parts, call.slots, strict=True)):
-            worker = self._exchange.workers[index]
-            incarnation = self._links.channels[worker].peer_incarnation
-            sequence = call.first_sequence + part
+            worker, channel = self._routes.workers[index], self._channels[index]
+            assert channel is not None
             ticket.inflight.sent(
-                Owed(worker, incarnation, slot, sequence, 0, part, pairs, call.sent_s, deadline)
+                Owed(
+                    worker,
+                    channel.peer_incarnation,
+                    channel,
+                    slot,
+                    call.first_sequence + part,
+                    self._routes.epoch,
+                    0,
+                    part,
+                    None,
+                    pairs,
+                    call.sent_s,
+                    call.sent_s + self._health.patience(worker, pairs),
+                    call.sent_s + self._timeout_s,
+                )
             )
 
 
 def make_lane(
-    router: Router,
+    routes: Routes,
     bell: Doorbell,
     exchange: Exchange,
     links: Links,
     stats: RefeStats,
+    health: Health,
+    probe_s: float,
     timeout_s: float,
 ) -> FastLane | None:
     """A lane if the router, the bell and every channel in use have a native side; else None."""
     if native.reason is not None:
         return None
     bell_side = getattr(bell, "native", None)
-    if not isinstance(router, native.module.Router) or bell_side is None:
+    if not isinstance(routes.router, native.module.Router) or bell_side is None:
         return None
-    workers: list[tuple[native.module.ClientSlots, int] | None] = []
-    for worker in exchange.workers:
-        channel = links.channels.get(worker)
-        if channel is None or worker in links.down:
-            workers.append(None)
+    sides: list[tuple[native.module.ClientSlots, int] | None] = []
+    channels: list[ClientChannel | None] = []
+    for worker in routes.workers:
+        channel = links.usable(worker)
+        channels.append(channel)
+        if channel is None:
+            sides.append(None)
             continue
         slots = getattr(channel, "native", None)
         if slots is None:
             return None
-        workers.append((slots, channel.peer_incarnation))
-    lane = native.module.Lane(router, workers, bell_side)
-    return FastLane(lane, exchange, links, stats, timeout_s)
+        sides.append((slots, channel.peer_incarnation))
+    sides.append(None)  # nobody
+    lane = native.module.Lane(routes.router, sides, bell_side)
+    return FastLane(lane, routes, channels, exchange, stats, health, probe_s, timeout_s)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tarragon_hpc.datapath.assign import Assigned
+    from tarragon_hpc.datapath.assign import Assigned, Part
 
 
 class Assignment(Protocol):
@@ -59,12 +59,58 @@ class Router(Protocol):
         """Split int32 ids [rows, top_k] at an address. Raises ValueError for a bad id."""
 
 
-def _array(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def array_at(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """The array that lies at an address, without a copy."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
     raw = (ctypes.c_uint8 * nbytes).from_address(address)
     array: NDArray[Any] = np.frombuffer(memoryview(raw), dtype).reshape(shape)
     return array
+
+
+def pack_part(
+    part: Part,
+    slot: memoryview,
+    hidden: int,
+    *,
+    dtype: str,
+    width: int,
+    incarnation: int,
+    epoch: int,
+    sequence: int,
+    layer: int,
+    flags: int,
+) -> int:
+    """Write the dispatch of a part into a slot; returns its length in bytes.
+
+    hidden: address of the chunk's first row of `width` elements; the rest is the header's. Raises
+    ValueError if the slot is too small.
+    """
+    rows, pairs = len(part.tokens), len(part.pair_rows)
+    storage = STORAGE[dtype]
+    start = wire.rows_offset(len(part.experts), pairs)
+    size = start + rows * width * storage.itemsize
+    to = np.frombuffer(slot, np.uint8)
+    if size > len(to):
+        raise ValueError("dispatch is larger than its slot")
+    header = wire.RequestHeader(
+        dtype=wire.DTYPES[dtype][0],
+        flags=flags,
+        incarnation=incarnation,
+        epoch=epoch,
+        sequence=sequence,
+        layer=layer,
+        rows=rows,
+        pairs=pairs,
+        groups=len(part.experts),
+        hidden=width,
+    )
+    groups = np.stack([part.experts, part.counts], axis=1).astype("<u4")
+    tables = wire.pack_request_header(header) + groups.tobytes()
+    tables += part.pair_rows.astype("<u4").tobytes()
+    to[:start] = np.frombuffer(tables.ljust(start, b"\0"), np.uint8)
+    source = array_at(hidden, (int(part.tokens.max(initial=-1)) + 1, width), storage)
+    to[start:size] = source[part.tokens].view(np.uint8).reshape(-1)
+    return size
 
 
 class TwinAssignment:
@@ -79,32 +125,19 @@ class TwinAssignment:
     def pack(
         self, part: int, slot: memoryview, hidden: int, sequence: int, layer: int, flags: int
     ) -> int:
-        p, r = self.assigned.parts[part], self._router
-        _, rows, pairs = self.parts[part]
-        start = wire.rows_offset(len(p.experts), pairs)
-        size = start + rows * r.hidden * r.storage.itemsize
-        to = np.frombuffer(slot, np.uint8)
-        if size > len(to):
-            raise ValueError("dispatch is larger than its slot")
-        header = wire.RequestHeader(
-            dtype=wire.DTYPES[r.dtype][0],
-            flags=flags,
+        r = self._router
+        return pack_part(
+            self.assigned.parts[part],
+            slot,
+            hidden,
+            dtype=r.dtype,
+            width=r.hidden,
             incarnation=r.incarnation,
             epoch=r.epoch,
             sequence=sequence,
             layer=layer,
-            rows=rows,
-            pairs=pairs,
-            groups=len(p.experts),
-            hidden=r.hidden,
+            flags=flags,
         )
-        groups = np.stack([p.experts, p.counts], axis=1).astype("<u4")
-        tables = wire.pack_request_header(header) + groups.tobytes()
-        tables += p.pair_rows.astype("<u4").tobytes()
-        to[:start] = np.frombuffer(tables.ljust(start, b"\0"), np.uint8)
-        source = _array(hidden, (self.assigned.where_part.shape[0], r.hidden), r.storage)
-        to[start:size] = source[p.tokens].view(np.uint8).reshape(-1)
-        return size
 
     def combine(self, replies: Sequence[memoryview], weights: int, out: int) -> None:
         where_part, where_pair = self.assigned.where_part, self.assigned.where_pair
@@ -119,8 +152,8 @@ class TwinAssignment:
                 raise ValueError("reply is shorter than its pairs")
             rows = data.view(r.storage).reshape(pairs, r.hidden)
             outputs[mine] = rows[where_pair[mine]]
-        w = _array(weights, where_part.shape, np.dtype(np.float32))
-        to = _array(out, (len(where_part), r.hidden), r.storage)
+        w = array_at(weights, where_part.shape, np.dtype(np.float32))
+        to = array_at(out, (len(where_part), r.hidden), r.storage)
         if len(to):
             to[:] = combine(outputs, w, r.dtype)
 
@@ -147,7 +180,7 @@ class TwinRouter:
         self.epoch = epoch
 
     def assign(self, topk_ids: int, rows: int) -> TwinAssignment:
-        ids = _array(topk_ids, (rows, self.top_k), np.dtype(np.int32))
+        ids = array_at(topk_ids, (rows, self.top_k), np.dtype(np.int32))
         return TwinAssignment(assign(self.owners, ids), self)
 
 

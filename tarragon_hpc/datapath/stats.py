@@ -12,6 +12,8 @@ class RefeStats:
     """Totals since the start; latencies are averages over about the last 1/ALPHA replies.
 
     wait_s: seconds the engine thread slept or spun for replies
+    hedged: overdue messages; replayed_pairs: (row, expert) pairs asked again of another EW
+    masked_pairs: pairs left out because nobody served their expert
     latency_s: by EW, from the post of a message to the sight of its reply
     """
 
@@ -25,6 +27,9 @@ class RefeStats:
     refused: int = 0
     peers_lost: int = 0
     deadlines: int = 0
+    hedged: int = 0
+    replayed_pairs: int = 0
+    masked_pairs: int = 0
     latency_s: dict[str, float] = field(default_factory=dict)
 
     def answered(self, worker: str, nbytes: int, seconds: float) -> None:

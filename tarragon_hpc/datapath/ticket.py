@@ -2,40 +2,148 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tarragon_hpc.datapath.assign import assign
 from tarragon_hpc.datapath.inflight import Inflight
+from tarragon_hpc.datapath.rows import array_at
+from tarragon_hpc.wire import dispatch as wire
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tarragon_hpc import native
+    from tarragon_hpc.datapath.assign import Assigned, Part
     from tarragon_hpc.datapath.lane import FastLane
+    from tarragon_hpc.datapath.reroute import Piece
+    from tarragon_hpc.datapath.routes import Routes
     from tarragon_hpc.datapath.rows import Assignment
     from tarragon_hpc.transport.base import ClientChannel
+
+
+class Assembly:
+    """The reply of a part, put together from pieces: `groups` are still missing."""
+
+    __slots__ = ("buffer", "groups")
+
+    def __init__(self, groups: int, pairs: int, row_bytes: int) -> None:
+        self.buffer = memoryview(bytearray(wire.HEADER_BYTES + pairs * row_bytes))
+        self.groups = set(range(groups))
 
 
 class Chunk:
     """Tokens `first` to `first + rows` of a dispatch, one message per part.
 
-    parts: (index of the EW, rows, pairs)
+    parts: (index of the EW in the routes, rows, pairs)
     unsent: parts that wait for a free slot
-    replies, held: by part, the reply and the slot it lies in, as they come
+    replies, held: by part, the reply; and the slots they lie in
+    assemblies: by part, replies that come in pieces
+    masked: bool [rows, top_k], pairs that are left out; None: none are
     """
 
-    __slots__ = ("assignment", "first", "held", "parts", "replies", "rows", "unsent")
+    __slots__ = (
+        "_assigned",
+        "_topk_ids",
+        "assemblies",
+        "assignment",
+        "first",
+        "held",
+        "masked",
+        "parts",
+        "replies",
+        "routes",
+        "rows",
+        "unsent",
+    )
 
-    def __init__(self, first: int, rows: int, assignment: Assignment) -> None:
+    def __init__(
+        self, first: int, rows: int, assignment: Assignment, routes: Routes, topk_ids: int
+    ) -> None:
         self.first = first
         self.rows = rows
         self.assignment = assignment
+        self.routes = routes
         self.parts = assignment.parts
         self.unsent = list(range(len(self.parts)))
         self.replies: dict[int, memoryview] = {}
         self.held: list[tuple[ClientChannel, int]] = []
+        self.assemblies: dict[int, Assembly] = {}
+        self.masked: NDArray[np.bool_] | None = None
+        self._topk_ids = topk_ids
+        self._assigned: Assigned | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Every part has its reply."""
+        return len(self.replies) == len(self.parts)
+
+    def worker(self, part: int) -> str:
+        """The EW a part was assigned to; empty: nobody serves its experts."""
+        return self.routes.name(self.parts[part][0])
+
+    def ids(self) -> NDArray[np.int32]:
+        """int32 [rows, top_k], where the caller keeps them."""
+        return array_at(self._topk_ids, (self.rows, self.routes.top_k), np.dtype(np.int32))
+
+    def whole(self, part: int) -> Part:
+        """What a part consists of, for sending it again (the packer does not keep that)."""
+        if self._assigned is None:
+            self._assigned = assign(self.routes.owners, self.ids())
+        return self._assigned.parts[part]
+
+    def assembly(self, part: int) -> Assembly:
+        """Where pieces of a part's reply are put."""
+        found = self.assemblies.get(part)
+        if found is None:
+            whole = self.whole(part)
+            pairs = self.parts[part][2]
+            found = Assembly(len(whole.experts), pairs, self.routes.row_bytes)
+            self.assemblies[part] = found
+        return found
 
     def release(self) -> None:
         """Give back the slots whose replies have come."""
         for channel, slot in self.held:
             channel.release(slot)
+
+
+@dataclass(slots=True)
+class Masking:
+    """The failure of one EW, from its detection to the first answer of somebody else."""
+
+    incarnation: int
+    how: str
+    detected: float
+    rerouted: float | None = None
+    pairs: int = 0
+    told: bool = False
+
+
+@dataclass(slots=True)
+class Rescue:
+    """What is done about the failures that a ticket has met.
+
+    homeless: pieces to be routed; queue: (EW, piece) that wait for a slot
+    orphans: pieces whose experts nobody serves; `since` when there have been any
+    hedged: sequences that are overdue, and asked elsewhere if that was possible
+    maskings: by EW
+    """
+
+    homeless: list[Piece] = field(default_factory=list)
+    queue: list[tuple[str, Piece]] = field(default_factory=list)
+    orphans: list[Piece] = field(default_factory=list)
+    since: float | None = None
+    hedged: set[int] = field(default_factory=set)
+    maskings: dict[str, Masking] = field(default_factory=dict)
+
+    def drop(self, chunk: int, part: int) -> None:
+        """A part has its reply: nothing of it needs to be sent any more."""
+        self.homeless = [p for p in self.homeless if (p.chunk, p.part) != (chunk, part)]
+        self.orphans = [p for p in self.orphans if (p.chunk, p.part) != (chunk, part)]
+        self.queue = [(w, p) for w, p in self.queue if (p.chunk, p.part) != (chunk, part)]
 
 
 class Ticket:
@@ -46,17 +154,20 @@ class Ticket:
     chunks: by first token, those not combined yet; `sending`: the one with unsent parts, if any
     blocked_since: when it began to wait for slots alone, with nothing owed to it
     lane, call: while the fast lane has it; all messages are sent then, and there are no chunks
+    rescue: once something has failed; generation: of the routes its orphans were looked at with
     """
 
     __slots__ = (
         "blocked_since",
         "call",
         "chunks",
+        "generation",
         "hidden",
         "inflight",
         "lane",
         "layer",
         "next_row",
+        "rescue",
         "rows",
         "sending",
         "topk_ids",
@@ -74,6 +185,8 @@ class Ticket:
         self.blocked_since: float | None = None
         self.lane: FastLane | None = None
         self.call: native.module.Call | None = None
+        self.rescue: Rescue | None = None
+        self.generation = -1
 
     def __repr__(self) -> str:
         return f"Ticket(layer {self.layer}, {self.next_row}/{self.rows} rows sent, {self.inflight})"
@@ -87,3 +200,9 @@ class Ticket:
     def done(self) -> bool:
         """Everything has been sent, answered and combined."""
         return self.next_row == self.rows and not self.chunks and self.call is None
+
+    def rescued(self) -> Rescue:
+        """Its rescue, begun if there was none."""
+        if self.rescue is None:
+            self.rescue = Rescue()
+        return self.rescue

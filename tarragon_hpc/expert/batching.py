@@ -10,7 +10,8 @@ run, every active AW that has not passed it is *expected*; its next rows tell wh
 an AW that mostly comes is due follows from when it was answered last and how long it usually takes
 from an answer to its next rows (between two steps longer than within one). It is waited for if it
 is due before one batch instead of two would have been paid for (`cost.py`), and until it is clearly
-late; never longer than `max_window` in all. Nor if AWs take longer between an answer and their next
+late; never longer than `max_window` in all, and once missed not again before it is heard of: one
+that was stopped costs a window at most. Nor if AWs take longer between an answer and their next
 rows than is saved: answered together they leave the EW without work meanwhile, answered in turn
 they do not. So the window is closed at first and where there is one AW, follows what was needed,
 and closes again for an AW that is waited for in vain.
@@ -99,6 +100,7 @@ class _Peer:
     trust: float = 0.5
     answered: float = 0.0  # when its last request was answered
     owing: bool = False  # answered, and not heard of since
+    missed: bool = False  # waited for in vain since it was heard of last
     within: _Gap = field(default_factory=lambda: _Gap())  # from an answer to the next layer's rows
     between: _Gap = field(default_factory=lambda: _Gap())  # the same where a step ends
 
@@ -210,7 +212,7 @@ class Batcher(Generic[T]):
             self._learn(known, position, now)
         if known.owing:
             known.gap(position).learn(now - known.answered)
-            known.owing = False
+            known.owing = known.missed = False
         known.frontier = position
         known.seen = now
         known.queued += 1
@@ -288,9 +290,10 @@ class Batcher(Generic[T]):
                 continue
             gap = peer.gap(queue.position)
             due = peer.answered + gap.usual
-            if due <= limit:
+            if due <= limit and not peer.missed:
                 latest = min(limit, due + _DEVIATIONS * gap.deviation + _MARGIN_S)
                 closes = latest if closes is None else max(closes, latest)
+                peer.missed = latest <= now
         self.window_s = 0.0 if closes is None else max(0.0, closes - since)
         return closes
 

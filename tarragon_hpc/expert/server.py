@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.expert.batching import Batcher, Run
+from tarragon_hpc.expert.changes import Changes
 from tarragon_hpc.expert.counters import Counters
 from tarragon_hpc.expert.offer import Offer
 from tarragon_hpc.ops.base import Segment
@@ -20,9 +22,12 @@ from tarragon_hpc.wire import dispatch as wire
 from tarragon_hpc.wire.parse import ParsedDispatch, address_of, parse_dispatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from concurrent.futures import Future
+
     from tarragon_hpc.config.schema import BatchingConfig
     from tarragon_hpc.models.spec import ModelSpec
-    from tarragon_hpc.ops.base import ExpertBank
+    from tarragon_hpc.ops.base import ExpertBank, ExpertTensors
     from tarragon_hpc.transport.base import Doorbell, Listener, Request, ServerChannel
 
 # The longest sleep without a reason: how late a stop is noticed if its ring got lost.
@@ -44,7 +49,7 @@ class _Call(NamedTuple):
 class ExpertServer:
     """Serves the experts of one bank to all AWs that connect.
 
-    `serve` runs in one thread; `stop` and `stats` may be called from any.
+    `serve` runs in one thread; `install`, `drop`, `stop` and `stats` may be called from any.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class ExpertServer:
             shares_cpus=shares_cpus,
         )
         self._channels: list[ServerChannel] = []
+        self._changes = Changes()
+        self._dropped: frozenset[int] = frozenset()  # and not installed again
         self._stop: str | None = None
         self._drain = False
         self._last_request = time.monotonic()
@@ -79,12 +86,18 @@ class ExpertServer:
         state = "serving" if self._stop is None else f"stopping ({self._stop})"
         return f"ExpertServer({len(self._channels)} AWs, {self._batcher.queued} queued, {state})"
 
+    @property
+    def experts(self) -> frozenset[int]:
+        """All experts that are served now."""
+        return self._offer.experts
+
     def serve(self) -> str:
         """Serve until `stop`; returns its reason. All channels and the listener are closed then."""
         try:
             while not self._finished():
                 self.step()
         finally:
+            self._changes.close("the worker is leaving")
             self._listener.close()
             for channel in self._channels:
                 channel.close()
@@ -94,6 +107,8 @@ class ExpertServer:
     def step(self, longest_s: float = _IDLE_S) -> None:
         """One round: take what has arrived, then run a batch, or wait until there may be one."""
         seen = self._bell.value()
+        if self._changes:
+            self._changes.apply()
         self._receive()
         now = time.monotonic()
         decision = self._batcher.next(now)
@@ -101,6 +116,23 @@ class ExpertServer:
             self._run(decision)
         elif not self._finished():
             self._bell.wait(seen, min(decision.until - now, longest_s))
+
+    def install(self, tensors: Mapping[tuple[int, int], ExpertTensors]) -> Future[frozenset[int]]:
+        """Serve these experts too, by (layer, expert), in all layers; batches go on meanwhile.
+
+        The future holds all experts that are served once it is done; RuntimeError or MemoryError
+        if there was no room, ClusterError if the server has stopped. Raises what
+        `ExpertBank.prepare` does.
+        """
+        prepared = self._bank.prepare(tensors)
+        return self._change(lambda: self._install(prepared, frozenset(e for _, e in tensors)))
+
+    def drop(self, experts: Collection[int]) -> Future[frozenset[int]]:
+        """Serve these no more, and release their memory; as `install`.
+
+        Dispatches to them are refused from then on, those in the queue included.
+        """
+        return self._change(lambda: self._remove(frozenset(experts)))
 
     def stop(self, reason: str, *, drain: bool) -> None:
         """End `serve`: at once, or, to drain, when no AW needs this worker any more.
@@ -120,6 +152,26 @@ class ExpertServer:
             "window_us": self._batcher.window_s * 1e6,
             **self._counters.stats(),
         }
+
+    def _change(self, change: Callable[[], frozenset[int]]) -> Future[frozenset[int]]:
+        done = self._changes.submit(change)
+        self._bell.ring()
+        return done
+
+    def _install(self, prepared: Any, experts: frozenset[int]) -> frozenset[int]:
+        self._bank.add(prepared)
+        self._dropped -= experts
+        return self._serve_only(self._offer.experts | experts)
+
+    def _remove(self, experts: frozenset[int]) -> frozenset[int]:
+        self._dropped |= experts & self._offer.experts
+        self._serve_only(self._offer.experts - experts)
+        self._bank.remove(experts)
+        return self._offer.experts
+
+    def _serve_only(self, experts: frozenset[int]) -> frozenset[int]:
+        self._offer = replace(self._offer, experts=experts)
+        return experts
 
     def _finished(self) -> bool:
         if self._stop is None:
@@ -209,9 +261,10 @@ class ExpertServer:
         self._answer(channel, slot, header, status, wire.HEADER_BYTES, 0)
 
     def _run(self, run: Run[_Call]) -> None:
+        calls = [c for c in run.items if self._still_served(c)] if self._dropped else run.items
         segments = []
         pairs = 0
-        for channel, slot, parsed in run.items:
+        for channel, slot, parsed in calls:
             row_bytes, pairs = parsed.row_bytes, pairs + parsed.header.pairs
             y = address_of(channel.reply(slot)) + wire.HEADER_BYTES
             for expert, first, count in parsed.groups:
@@ -228,11 +281,18 @@ class ExpertServer:
             status = wire.STATUS_FAILED
         seconds = time.monotonic() - start
         nanoseconds = int(seconds * 1e9)
-        for channel, slot, parsed in run.items:
+        for channel, slot, parsed in calls:
             nbytes = parsed.reply_nbytes if status == wire.STATUS_OK else wire.HEADER_BYTES
             self._answer(channel, slot, parsed.header, status, nbytes, nanoseconds)
         self._batcher.finished(seconds, start + seconds)
-        self._counters.ran(len(run.items), pairs, seconds, run.waited, run.reason)
+        self._counters.ran(len(calls), pairs, seconds, run.waited, run.reason)
+
+    def _still_served(self, call: _Call) -> bool:
+        """Whether all experts of a call are there still; if not, it has been refused."""
+        if not any(expert in self._dropped for expert, _, _ in call.parsed.groups):
+            return True
+        self._refuse(call.channel, call.slot, call.parsed.header, wire.STATUS_UNKNOWN_EXPERT)
+        return False
 
     def _answer(
         self,

@@ -47,16 +47,7 @@ def load_experts(
     Raises ModelError if a tensor is missing or has another shape or type than config.json says,
     and ValueError for experts or layers that the model does not have.
     """
-    wanted = sorted(set(experts))
-    if wanted and not 0 <= wanted[0] <= wanted[-1] < spec.experts:
-        raise ValueError(f"experts {wanted} of a model with {spec.experts}")
-    moe_layers = spec.moe_layers if layers is None else tuple(layers)
-    if not set(moe_layers) <= set(spec.moe_layers):
-        raise ValueError(f"layers {moe_layers} of a model with experts in {spec.moe_layers}")
-    reader = _Reader(spec)
-    return {
-        (layer, expert): reader.expert(layer, expert) for layer in moe_layers for expert in wanted
-    }
+    return ExpertReader(spec).load(experts, layers)
 
 
 def footprint(tensors: Mapping[tuple[int, int], ExpertTensors]) -> Footprint:
@@ -90,8 +81,8 @@ def _arrays(tensors: Mapping[tuple[int, int], ExpertTensors]) -> Iterable[NDArra
                 yield array
 
 
-class _Reader:
-    """One checkpoint, read expert by expert."""
+class ExpertReader:
+    """One checkpoint, read expert by expert. It keeps the index: a later load need not parse it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         root = Path(spec.path)
@@ -100,7 +91,22 @@ class _Reader:
         self._checkpoint: Checkpoint = open_checkpoint(root)
         self._quantization: Quantization | None = read_quantization(read_config(root), self._rules)
 
-    def expert(self, layer: int, expert: int) -> ExpertTensors:
+    def __repr__(self) -> str:
+        return f"ExpertReader({self._checkpoint!r})"
+
+    def load(
+        self, experts: Iterable[int], layers: Iterable[int] | None = None
+    ) -> dict[tuple[int, int], ExpertTensors]:
+        """See `load_experts`."""
+        spec, wanted = self._spec, sorted(set(experts))
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < spec.experts:
+            raise ValueError(f"experts {wanted} of a model with {spec.experts}")
+        moe_layers = spec.moe_layers if layers is None else tuple(layers)
+        if not set(moe_layers) <= set(spec.moe_layers):
+            raise ValueError(f"layers {moe_layers} of a model with experts in {spec.moe_layers}")
+        return {(layer, e): self._expert(layer, e) for layer in moe_layers for e in wanted}
+
+    def _expert(self, layer: int, expert: int) -> ExpertTensors:
         layout = find_layout(self._checkpoint, self._rules, layer)
         if layout is None:
             raise ModelError(f"{self._spec.path}: has no expert tensors for layer {layer}")

@@ -1,7 +1,7 @@
 """The EW process: join the run, load the experts it is given, serve them until told to stop.
 
 The main thread loads and then runs the expert loop; the control link lives in a thread beside it
-and never waits for it.
+and never waits for it. A third thread (`loader.py`) loads what the head asks for later on.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.expert.loader import Loader
 from tarragon_hpc.expert.server import ExpertServer
-from tarragon_hpc.expert.weights import footprint, load_experts, read_ahead
+from tarragon_hpc.expert.weights import ExpertReader, footprint, read_ahead
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.ops.select import make_bank
 from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
-from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
+from tarragon_hpc.wire.to_worker import Drain, Load, Shutdown, ToWorker, Unload, Welcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from tarragon_hpc.models.spec import ModelSpec
@@ -36,7 +38,8 @@ log = logging.getLogger(__name__)
 class _Orders:
     """What the head and signals want, handed from the control thread to the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[Load | Unload], None]) -> None:
+        self._change = change
         self._welcome: queue.SimpleQueue[Welcome | None] = queue.SimpleQueue()
         self._stop: tuple[str, bool] | None = None
         self._server: ExpertServer | None = None
@@ -46,6 +49,8 @@ class _Orders:
         match message:
             case Welcome():
                 self._welcome.put(message)
+            case Load() | Unload():
+                self._change(message)
             case Drain():
                 self.stop(message.reason, drain=True)
             case Shutdown():
@@ -88,7 +93,8 @@ def main(context: WorkerContext) -> int:
     listener = ShmListener(
         str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
     )
-    orders = _Orders()
+    loader = Loader(context.worker, context.incarnation, lambda holding: link.send(holding))
+    orders = _Orders(loader.put)
     signal.signal(signal.SIGTERM, orders.on_signal)
     link = WorkerLink(context, listener.address(), orders.on_message, orders.stats)
     link.start()
@@ -96,7 +102,8 @@ def main(context: WorkerContext) -> int:
         welcome = orders.wait_for_welcome()
         reason = "told to stop before it was given experts"
         if welcome is not None:
-            bank, ready = _load(context, spec, welcome)
+            reader = ExpertReader(spec)
+            bank, ready = _load(context, spec, welcome, reader)
             server = ExpertServer(
                 bank,
                 listener,
@@ -108,6 +115,7 @@ def main(context: WorkerContext) -> int:
             )
             orders.direct(server)
             link.send(ready)
+            loader.start(server, reader)
             if context.shares_cpus:
                 take_turns()
             reason = server.serve()
@@ -119,12 +127,14 @@ def main(context: WorkerContext) -> int:
     return 0
 
 
-def _load(context: WorkerContext, spec: ModelSpec, welcome: Welcome) -> tuple[ExpertBank, Ready]:
+def _load(
+    context: WorkerContext, spec: ModelSpec, welcome: Welcome, reader: ExpertReader
+) -> tuple[ExpertBank, Ready]:
     start = time.monotonic()
     experts = sorted({*(welcome.experts or ()), *(welcome.shadows or ())})
     if not experts:
         raise ClusterError(f"{context.worker}: the head gave it no experts to serve")
-    tensors = load_experts(spec, experts)
+    tensors = reader.load(experts)
     read_ahead(tensors)
     bank = make_bank(context.config.experts.backend, tensors, spec.shape, _threads(context))
     seconds = time.monotonic() - start

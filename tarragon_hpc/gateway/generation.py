@@ -96,6 +96,8 @@ class Generation:
 
     def __exit__(self, *_: object) -> None:
         self._handle.close()
+        for gap in self._handle.gaps():
+            self._metrics.stream_gap.observe(gap)
 
     @property
     def choices(self) -> int:
@@ -103,7 +105,10 @@ class Generation:
         return len(self._outputs)
 
     def usage(self, choice: int | None = None, *, generated: int | None = None) -> dict[str, int]:
-        """Token counts, of one choice or of the whole request; `generated` if not those so far."""
+        """Token counts, of one choice or of the whole request; `generated` if not those so far.
+
+        `masked_expert_calls` is there if some were left out (experts.on_missing: mask).
+        """
         if choice is None:
             prompt = sum(map(len, self.prompts))
             completion = sum(self.completion_tokens)
@@ -112,11 +117,16 @@ class Generation:
             completion = self.completion_tokens[choice]
         if generated is not None:
             completion = generated
-        return {
+        usage = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
         }
+        choices = range(self.choices) if choice is None else [choice]
+        masked = sum(map(self._handle.masked, choices))
+        if masked and generated is None:
+            usage["masked_expert_calls"] = masked
+        return usage
 
     async def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         """(choice, what it adds), until all choices are finished. Raises TarragonError."""

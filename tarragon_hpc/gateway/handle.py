@@ -58,6 +58,15 @@ class Handle:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def masked(self, position: int) -> int:
+        """Expert calls that were left out of a sequence so far."""
+        return self._sequences[position].log.masked
+
+    def gaps(self) -> list[float]:
+        """The longest time between two arrivals of tokens, of every sequence that had two."""
+        logs = [sequence.log for sequence in self._sequences]
+        return [log.gap_s for log in logs if log.gap_s is not None]
+
     def notify(self, position: int) -> None:
         """Called by the sessions: this sequence has news."""
         if position in self._unread:

@@ -47,6 +47,12 @@ class GatewayMetrics:
             buckets=_TOKEN_BUCKETS,
             registry=registry,
         )
+        self.stream_gap = Histogram(
+            "tarragon_stream_gap_seconds",
+            "The longest time between two tokens of a sequence, taken when it ends",
+            buckets=_TOKEN_BUCKETS,
+            registry=registry,
+        )
         self.generation_seconds = Histogram(
             "tarragon_generation_seconds",
             "From admission to the end of a request that succeeded",
@@ -69,6 +75,11 @@ class _SessionCollector(Collector):
         )
         yield GaugeMetricFamily(
             "tarragon_open_sequences", "Sequences whose end has not been read", value=stats.open
+        )
+        yield CounterMetricFamily(
+            "tarragon_masked_expert_calls",
+            "Calls of experts that were left out because nobody served the expert",
+            value=stats.masked,
         )
         running = GaugeMetricFamily(
             "tarragon_running_sequences", "Sequences per attention worker", labels=["worker"]

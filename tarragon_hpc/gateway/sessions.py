@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ class Sessions:
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count()
         self._tokens = 0
+        self._masked = 0
+        self._longest_gap_s = 0.0
         self._ended: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
 
@@ -194,6 +197,8 @@ class Sessions:
             ended=dict(self._ended),
             dropped=dict(self._dropped),
             running_on=running_on,
+            masked=self._masked,
+            longest_gap_s=self._longest_gap_s,
         )
 
     # One sequence.
@@ -221,7 +226,7 @@ class Sessions:
 
     def _log(self, state: SequenceState, delta: TokenDelta, source: Incarnation) -> None:
         had = len(state.log.token_ids)
-        verdict = state.log.append(delta)
+        verdict = state.log.append(delta, time.monotonic())
         if verdict is Verdict.DUPLICATE:
             self._dropped[verdict] += 1
         elif verdict is not Verdict.NEW:
@@ -232,6 +237,8 @@ class Sessions:
             self._interrupted(state, f"{source} sent tokens that do not fit ({verdict})")
         else:
             self._tokens += len(state.log.token_ids) - had
+            self._masked += delta.masked
+            self._longest_gap_s = max(self._longest_gap_s, state.log.gap_s or 0.0)
             if state.log.finish in ("abort", "error"):
                 finish, state.log.finish = state.log.finish, None
                 self._leave(state)

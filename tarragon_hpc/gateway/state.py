@@ -56,6 +56,8 @@ class SessionStats:
     ended: how sequences ended (finished, aborted, refused, failed) since the start.
     dropped: token deltas that changed nothing, by cause (stale, unknown, duplicate, …).
     running_on: AW id → sequences, one entry per AW that serves.
+    masked: expert calls that were left out because nobody served the expert.
+    longest_gap_s: between two arrivals of tokens of one sequence, of all since the start.
     """
 
     serving: bool
@@ -66,3 +68,5 @@ class SessionStats:
     ended: dict[str, int]
     dropped: dict[str, int]
     running_on: dict[str, int]
+    masked: int = 0
+    longest_gap_s: float = 0.0

@@ -29,7 +29,8 @@ class Verdict(StrEnum):
 class TokenLog:
     """Tokens so far; `finish` is set once, with the last of them.
 
-    logprobs: one entry per token if `with_logprobs`, else empty.
+    logprobs: one entry per token if `with_logprobs`, else empty. masked: expert calls that were
+    left out so far. arrived: when tokens came last. gap_s: the longest time between two arrivals.
     """
 
     with_logprobs: bool = False
@@ -37,6 +38,9 @@ class TokenLog:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
     stop_reason: int | None = None
+    masked: int = 0
+    gap_s: float | None = None
+    arrived: float | None = None
 
     def judge(self, delta: TokenDelta) -> Verdict:
         """What `append` would do with a delta; changes nothing.
@@ -61,14 +65,22 @@ class TokenLog:
             return Verdict.DUPLICATE
         return Verdict.NEW
 
-    def append(self, delta: TokenDelta) -> Verdict:
-        """Take in what is new in a delta, and say what it was."""
+    def append(self, delta: TokenDelta, now: float = 0.0) -> Verdict:
+        """Take in what is new in a delta that came `now`, and say what it was."""
         verdict = self.judge(delta)
         if verdict is Verdict.NEW:
             known = len(self.token_ids) - delta.index
+            if known < len(delta.token_ids):
+                self._time(now)
+            self.masked += delta.masked
             self.token_ids += delta.token_ids[known:]
             if self.with_logprobs and delta.logprobs is not None:
                 self.logprobs += delta.logprobs[known:]
             self.finish = delta.finish
             self.stop_reason = delta.stop_reason
         return verdict
+
+    def _time(self, now: float) -> None:
+        if self.arrived is not None:
+            self.gap_s = max(self.gap_s or 0.0, now - self.arrived)
+        self.arrived = now

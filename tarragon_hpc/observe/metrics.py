@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
     from prometheus_client.registry import Collector
 
+_FAILOVER_BUCKETS = (
+    .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 100,
+)  # fmt: skip
+
 WorkerStat = tuple[str, str, float]
 """(worker, name of the statistic, value)."""
 
@@ -43,6 +47,13 @@ class HeadMetrics:
             "From the start of a worker's process until it served",
             ["role"],
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=self.registry,
+        )
+        self.failover_seconds = Histogram(
+            "tarragon_failover_seconds",
+            "From the detection of a failure to a phase of its course; detected: from the fault",
+            ["phase"],
+            buckets=_FAILOVER_BUCKETS,
             registry=self.registry,
         )
         self.dropped_connections = Counter(

@@ -8,13 +8,14 @@ also have `after_s`, the seconds since then: a failure's story is what has its `
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 LOST = "worker lost"
@@ -36,6 +37,11 @@ class Timeline:
         self._wall = wall
         self._mono = mono
         self._lost: dict[tuple[str, int], float] = {}
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have every line from now on given to `listener` too, after it was written."""
+        self._listeners.append(listener)
 
     def record(
         self,
@@ -56,8 +62,29 @@ class Timeline:
                 line["after_s"] = round(now - lost, 6)
             elif event == LOST:
                 self._lost[worker, incarnation] = now
-        self._file.write(msgspec.json.encode(line | more) + b"\n")
+        line |= more
+        self._file.write(msgspec.json.encode(line) + b"\n")
+        for listener in self._listeners:
+            listener(line)
 
     def close(self) -> None:
         """Safe to call twice."""
         self._file.close()
+
+
+def read_timeline(path: Path) -> list[dict[str, Any]]:
+    """The lines of a timeline so far; none if there is no such file. Damaged ones are left out."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return parse_lines(data)
+
+
+def parse_lines(data: bytes) -> list[dict[str, Any]]:
+    """The lines of a part of a timeline. Damaged ones are left out."""
+    lines = []
+    for raw in data.split(b"\n"):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            lines.append(msgspec.json.decode(raw, type=dict[str, Any]))
+    return lines

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from numpy.typing import NDArray
 
 
@@ -58,6 +60,23 @@ class ExpertBank(Protocol):
         Segments of the same expert are run as one batch, whatever AW they came from. Raises
         KeyError for an expert or a layer that is not loaded.
         """
+
+    def prepare(self, tensors: Mapping[tuple[int, int], ExpertTensors]) -> Any:
+        """Do whatever takes long for more experts, by (layer, expert); the result is for `add`.
+
+        From any thread, also while batches run. Raises ModelError for tensors that do not fit what
+        is there, MemoryError or RuntimeError where there is no room for them.
+        """
+
+    def add(self, prepared: Any) -> None:
+        """Hold these experts too, or instead of those of the same layer and id.
+
+        Between two batches, in the thread that runs them, like `remove`. Neither changes a bit of
+        what the other experts compute.
+        """
+
+    def remove(self, experts: Collection[int]) -> None:
+        """Forget these experts and release their memory; those that are not there are ignored."""
 
     def nbytes(self) -> int:
         """Bytes of weights held (mapped or copied)."""

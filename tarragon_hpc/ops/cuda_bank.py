@@ -7,22 +7,25 @@ copied to the reply slots. Checked in Triton's interpreter; no GPU has run it ye
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 
 from tarragon_hpc.ops import memory
-from tarragon_hpc.ops.tensors import ITEMSIZE, check, nbytes
+from tarragon_hpc.ops.tensors import ITEMSIZE, check, check_more, nbytes
 from tarragon_hpc.ops.triton_ffn import TILE_ROWS, LayerWeights, grouped_ffn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
     from tarragon_hpc.models.spec import ExpertShape
     from tarragon_hpc.ops.base import ExpertTensors, Segment
+
+    # By layer: experts and their weights, stacked in this order.
+    _Uploaded: TypeAlias = Mapping[int, tuple[list[int], LayerWeights]]
 
 
 class CudaBank:
@@ -43,13 +46,12 @@ class CudaBank:
         self._dtype = getattr(torch, self._name)
         self._row = shape.hidden * ITEMSIZE[self._name]
         self._device = torch.device(device)
-        self._nbytes = nbytes(tensors)
-        self._place: dict[tuple[int, int], int] = {}
+        self._each = nbytes(tensors) // len(tensors)
+        self._place: dict[tuple[int, int], int] = {}  # in the stack of the layer's weights
         self._layers: dict[int, LayerWeights] = {}
-        for layer in sorted({layer for layer, _ in tensors}):
-            experts = sorted(e for at, e in tensors if at == layer)
-            self._place |= {(layer, e): i for i, e in enumerate(experts)}
-            self._layers[layer] = self._upload([tensors[layer, e] for e in experts])
+        # Beside the stream of the batches, so that these do not queue up behind an upload.
+        self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self.add(self._upload(tensors))
 
     def __repr__(self) -> str:
         return f"CudaBank({len(self._place)} x (layer, expert), {self._name}, {self._device})"
@@ -85,11 +87,77 @@ class CudaBank:
             torch.cuda.current_stream(self._device).synchronize()
         memory.scatter(batch, out.view(torch.uint8).numpy())
 
+    def prepare(self, tensors: Mapping[tuple[int, int], ExpertTensors]) -> _Uploaded:
+        """See `ExpertBank.prepare`: they are in device memory then."""
+        check_more(tensors, self._shape, self._name)
+        return self._upload(tensors)
+
+    def add(self, prepared: _Uploaded) -> None:
+        """See `ExpertBank.add`. Copies the layers concerned on the device, one after another.
+
+        Raises torch.OutOfMemoryError if there is no room for one layer more; none of the experts
+        that are new is there then.
+        """
+        before = set(self._place)
+        try:
+            for layer, (experts, weights) in prepared.items():
+                kept = self._kept(layer, experts)
+                parts = [self._select(layer, kept), weights] if kept else [weights]
+                self._layers[layer] = _joined(parts)
+                self._renumber(layer, [*kept, *experts])
+        except RuntimeError:
+            # What did get in stays as ballast until the next change of its layer.
+            new = {(at, e) for at, (experts, _) in prepared.items() for e in experts} - before
+            self._place = {at: i for at, i in self._place.items() if at not in new}
+            raise
+        self._settle()
+
+    def remove(self, experts: Collection[int]) -> None:
+        """See `ExpertBank.remove`. Copies the layers concerned, as `add` does."""
+        for layer in sorted({at for at, e in self._place if e in experts}):
+            kept = self._kept(layer, experts)
+            if kept:
+                self._layers[layer] = self._select(layer, kept)
+            else:
+                del self._layers[layer]
+            self._renumber(layer, kept)
+        self._settle()
+
     def nbytes(self) -> int:
         """Bytes of weights in device memory."""
-        return self._nbytes
+        return self._each * len(self._place)
 
-    def _upload(self, experts: list[ExpertTensors]) -> LayerWeights:
+    def _kept(self, layer: int, without: Collection[int]) -> list[int]:
+        """The experts of a layer but these, in the order of their places."""
+        held = sorted((i, e) for (at, e), i in self._place.items() if at == layer)
+        return [e for _, e in held if e not in without]
+
+    def _select(self, layer: int, experts: list[int]) -> LayerWeights:
+        places = torch.tensor([self._place[layer, e] for e in experts], device=self._device)
+        return LayerWeights(
+            *(None if stack is None else stack[places] for stack in self._layers[layer])
+        )
+
+    def _renumber(self, layer: int, experts: list[int]) -> None:
+        others = {at: i for at, i in self._place.items() if at[0] != layer}
+        self._place = others | {(layer, e): i for i, e in enumerate(experts)}
+
+    def _settle(self) -> None:
+        """Wait for the copies: what they read may have come from, and returns to, `_side`."""
+        if self._side is not None:
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _upload(self, tensors: Mapping[tuple[int, int], ExpertTensors]) -> _Uploaded:
+        uploaded = {}
+        with torch.cuda.stream(self._side):
+            for layer in sorted({layer for layer, _ in tensors}):
+                experts = sorted(e for at, e in tensors if at == layer)
+                uploaded[layer] = experts, self._stacked([tensors[layer, e] for e in experts])
+        if self._side is not None:
+            self._side.synchronize()
+        return uploaded
+
+    def _stacked(self, experts: list[ExpertTensors]) -> LayerWeights:
         def stack(arrays: list[NDArray[np.generic] | None]) -> torch.Tensor | None:
             given = [a for a in arrays if a is not None]
             if not given:
@@ -151,3 +219,12 @@ class CudaBank:
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self._dtype, device=self._device)
+
+
+def _joined(parts: list[LayerWeights]) -> LayerWeights:
+    """The experts of all parts in one stack, in memory of its own."""
+    if len(parts) == 1:
+        return parts[0]
+    return LayerWeights(
+        *(None if stacks[0] is None else torch.cat(stacks) for stacks in zip(*parts, strict=True))
+    )

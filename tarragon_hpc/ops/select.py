@@ -58,8 +58,13 @@ def make_bank(
 
 def has_cuda() -> bool:
     """Whether torch is installed and finds a GPU; it is not asked if the system shows none."""
-    nodes = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-    if not any(Path(node).exists() for node in nodes) or find_spec("torch") is None:
+    if not shows_gpu() or find_spec("torch") is None:
         return False
     torch = importlib.import_module("torch")
     return bool(torch.cuda.is_available())
+
+
+def shows_gpu() -> bool:
+    """Whether the system shows a GPU, usable or not. Touches nothing."""
+    nodes = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    return any(Path(node).exists() for node in nodes)

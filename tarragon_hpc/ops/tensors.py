@@ -9,7 +9,7 @@ import numpy as np
 from tarragon_hpc.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -61,6 +61,23 @@ def check(tensors: Mapping[tuple[int, int], ExpertTensors], shape: ExpertShape) 
             if not array.flags.c_contiguous:
                 raise ValueError(f"{where}: {name} is not C-contiguous")
     return dtype
+
+
+def check_more(
+    tensors: Mapping[tuple[int, int], ExpertTensors], shape: ExpertShape, dtype: Dtype
+) -> None:
+    """The same for experts that join others of `dtype`."""
+    found = check(tensors, shape)
+    if found != dtype:
+        (layer, expert), _ = next(iter(tensors.items()))
+        raise ModelError(f"layer {layer} expert {expert}: is {found}, those that run are {dtype}")
+
+
+def without(
+    tensors: Mapping[tuple[int, int], ExpertTensors], experts: Collection[int]
+) -> dict[tuple[int, int], ExpertTensors]:
+    """All but these experts."""
+    return {at: each for at, each in tensors.items() if at[1] not in experts}
 
 
 def _dtype(tensors: ExpertTensors) -> Dtype:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from tarragon_hpc.ops import memory
-from tarragon_hpc.ops.tensors import ITEMSIZE, check, nbytes
+from tarragon_hpc.ops.tensors import ITEMSIZE, check, check_more, nbytes, without
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from tarragon_hpc.models.spec import ExpertShape
     from tarragon_hpc.ops.base import ExpertTensors, Segment
@@ -77,6 +77,21 @@ class TorchBank:
             rows = torch.from_numpy(x).view(self._dtype)
             y = self._ffn(self._tensors[layer, expert], rows)
             memory.scatter(batch, y.view(torch.uint8).numpy())
+
+    def prepare(
+        self, tensors: Mapping[tuple[int, int], ExpertTensors]
+    ) -> Mapping[tuple[int, int], ExpertTensors]:
+        """See `ExpertBank.prepare`."""
+        check_more(tensors, self._shape, self._name)
+        return tensors
+
+    def add(self, prepared: Mapping[tuple[int, int], ExpertTensors]) -> None:
+        """See `ExpertBank.add`."""
+        self._tensors = self._tensors | dict(prepared)
+
+    def remove(self, experts: Collection[int]) -> None:
+        """See `ExpertBank.remove`."""
+        self._tensors = without(self._tensors, experts)
 
     def nbytes(self) -> int:
         """Bytes of weights, all of them mapped by the caller."""

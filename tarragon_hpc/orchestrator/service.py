@@ -50,8 +50,8 @@ Report = Heartbeat | Told
 class Launcher(Protocol):
     """Starts and ends the processes of workers, wherever they run. No method waits."""
 
-    def start(self, who: Incarnation) -> int:
-        """Start a process, return its pid. Raises ClusterError."""
+    def start(self, who: Incarnation) -> int | None:
+        """Start a process, return its pid if that is known yet. Raises ClusterError."""
 
     def stop(self, who: Incarnation, grace_s: float) -> None:
         """End a process that was asked to leave: after `grace_s` seconds by force."""

@@ -102,6 +102,19 @@ class ClientChannel(Protocol):
     def abandon(self, slot: int) -> None:
         """The reply is not wanted any more; the slot is free again once it has arrived."""
 
+    def owed(self) -> int:
+        """How many posted slots have no reply yet, abandoned ones included."""
+
+    def probe(self) -> None:
+        """Ask for a sign of life, beside the data and whatever the peer is computing; never waits.
+
+        The answer rings the doorbell and counts in `answered`.
+        """
+
+    @property
+    def answered(self) -> int:
+        """How many probes the peer has answered."""
+
     def close(self) -> None:
         """Tear this channel down; the peer sees it as lost. Safe to call twice."""
 

@@ -76,8 +76,9 @@ class _Buffers:
 class _Link:
     """What the two ends of a channel share."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, network: InprocNetwork) -> None:
         self.geometry = geometry
+        self.network = network
         self.requests = _Buffers(geometry.slots, geometry.request_bytes)
         self.replies = _Buffers(geometry.slots, geometry.reply_bytes)
         self.ends: list[_End] = []
@@ -131,6 +132,7 @@ class InprocClientChannel(_End):
 
     def __init__(self, link: _Link, peer: str, peer_incarnation: int, bell: InprocDoorbell) -> None:
         super().__init__(link, peer, peer_incarnation, bell)
+        self.answered = 0
         self._ledger = ClientLedger(link.geometry.slots, link.replies.holds)
 
     def acquire(self) -> int | None:
@@ -153,6 +155,14 @@ class InprocClientChannel(_End):
 
     def abandon(self, slot: int) -> None:
         self._ledger.abandon(slot)
+
+    def owed(self) -> int:
+        return self._ledger.owed()
+
+    def probe(self) -> None:
+        if self._lost is None and self.peer not in self._link.network.stopped:
+            self.answered += 1
+            self.bell.ring()
 
 
 class InprocServerChannel(_End):
@@ -180,9 +190,10 @@ class InprocServerChannel(_End):
 
 
 class InprocNetwork:
-    """Where listeners and connectors of one process meet."""
+    """Where listeners and connectors of one process meet. `stopped` workers answer no probes."""
 
     def __init__(self) -> None:
+        self.stopped: set[str] = set()
         self.listeners: dict[str, InprocListener] = {}
         self._links: list[tuple[str, str, _Link]] = []
 
@@ -269,7 +280,7 @@ class InprocConnector:
         refusal = listener.refusal(self._worker, self._incarnation, peer, peer_incarnation)
         if refusal:
             raise ConnectFailed(f"{peer}: {refusal}")
-        link = _Link(geometry)
+        link = _Link(geometry, self._network)
         channel = InprocClientChannel(link, peer, peer_incarnation, self._bell)
         listener.admit(InprocServerChannel(link, self._worker, self._incarnation, listener.bell))
         self._network.join(self._worker, peer, link)

@@ -100,6 +100,8 @@ class _ShmChannel:
         self._lost: str | None = None
         self._lock = threading.Lock()
         self._watches: list[PeerWatch | LifeWatch] = []
+        self._watch: PeerWatch | None = None
+        self.answered = 0
 
     def __repr__(self) -> str:
         state = f"lost: {self._lost}" if self._lost else "open"
@@ -117,10 +119,16 @@ class _ShmChannel:
         life: the sign of life that the peer watches.
         """
         self._life = life
+        self._watch = PeerWatch(sock, monitor, self.lose, self._alive)
         self._watches = [
             native.module.LifeWatch(self._peer_bell, peer_life, self.native, self._bell.native),
-            PeerWatch(sock, monitor, self.lose),
+            self._watch,
         ]
+
+    def _alive(self) -> None:
+        """In the monitor's thread."""
+        self.answered += 1
+        self._bell.ring()
 
     def lose(self, reason: str) -> None:
         """The peer is gone, for a reason; only the first one counts. From any thread."""
@@ -201,6 +209,13 @@ class ShmClientChannel(_ShmChannel):
 
     def abandon(self, slot: int) -> None:
         self.native.abandon(slot)
+
+    def owed(self) -> int:
+        return self.native.owed()
+
+    def probe(self) -> None:
+        if self._watch is not None:
+            self._watch.probe()
 
 
 class ShmServerChannel(_ShmChannel):

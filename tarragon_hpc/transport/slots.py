@@ -71,6 +71,14 @@ class ClientLedger:
         answered = self._states[slot] is SlotState.ANSWERED
         self._states[slot] = SlotState.FREE if answered else SlotState.ABANDONED
 
+    def owed(self) -> int:
+        """How many posted or abandoned slots have no reply yet."""
+        waiting = (SlotState.POSTED, SlotState.ABANDONED)
+        return sum(
+            state in waiting and not self._has_arrived(slot)
+            for slot, state in enumerate(self._states)
+        )
+
     def _has_arrived(self, slot: int) -> bool:
         return self._arrived(slot, self._sequences[slot])
 

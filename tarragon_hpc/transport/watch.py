@@ -21,17 +21,25 @@ if TYPE_CHECKING:
     from tarragon_hpc.transport.monitor import Monitor
 
 BYE = b"\x00"
+PROBE = b"\x01"
+ALIVE = b"\x02"
 
 
 class PeerWatch:
-    """Tells once, from the monitor's thread, when the process at the other end is gone.
+    """Tells once, from the monitor's thread, when the process at the other end is gone; answers its
+    probes there, and tells of answers to ours.
 
     Owns the socket from now on.
     """
 
     def __init__(
-        self, sock: socket.socket, monitor: Monitor, on_gone: Callable[[str], None]
+        self,
+        sock: socket.socket,
+        monitor: Monitor,
+        on_gone: Callable[[str], None],
+        on_answer: Callable[[], None],
     ) -> None:
+        self._on_answer = on_answer
         self._sock = sock
         self._monitor = monitor
         self._on_gone = on_gone
@@ -57,10 +65,27 @@ class PeerWatch:
             except OSError as error:
                 reason = f"connection lost ({error.strerror})"
             else:
+                if data == PROBE:
+                    self._say(ALIVE)
+                    return
                 reason = {b"": "process gone (connection closed)", BYE: "closed by peer"}.get(
-                    data, "peer sent garbage"
+                    data, "" if data == ALIVE else "peer sent garbage"
                 )
-        self._tell(reason)
+        if reason:
+            self._tell(reason)
+        else:
+            self._on_answer()
+
+    def probe(self) -> None:
+        """Ask the process at the other end for a sign of life. From any thread."""
+        with self._lock:
+            if self._open:
+                self._say(PROBE)
+
+    def _say(self, what: bytes) -> None:
+        # A full socket belongs to a peer that does not read: it will be found silent.
+        with contextlib.suppress(OSError):
+            self._sock.send(what)
 
     def _on_exit(self) -> None:
         with self._lock:
@@ -88,6 +113,5 @@ class PeerWatch:
         if self._pidfd is not None:
             self._monitor.forget(self._pidfd)
             os.close(self._pidfd)
-        with contextlib.suppress(OSError):
-            self._sock.send(BYE)
+        self._say(BYE)
         self._sock.close()

@@ -83,6 +83,9 @@ class LocalExperts:
                     layer, expert, x[chosen]
                 )
 
+    def take_masked(self) -> None:
+        return None
+
     def expert(self, layer: int, expert: int, x: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F  # noqa: N812
 

@@ -49,6 +49,7 @@ class Head:
             {
                 "model": {"path": str(self.model), "max_model_len": 256},
                 "attention": {"kv_cache": 32 << 20, "threads": 1},
+                "experts": {"missing_timeout_s": 0.5},
             }
         )
         run_dir = create_run(config, self.root / "run")

@@ -75,9 +75,11 @@ class ThreadPeer:
 
     def stop(self):
         self._going.clear()
+        self._world.network.stopped.add(self.worker)
 
     def go_on(self):
         self._going.set()
+        self._world.network.stopped.discard(self.worker)
 
     def end(self):
         self._alive = False

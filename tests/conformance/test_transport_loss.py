@@ -227,3 +227,39 @@ def test_nothing_is_left_open(world):
     while descriptors() != before and time.monotonic() < end:
         pair.client_bell.wait(pair.client_bell.value(), 0.01)
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("mode", ["echo", "mute"])
+def test_a_probe_is_answered_by_a_process_that_lives_whatever_it_does(world, mode):
+    peer, address = world.serving_peer(mode)
+    bell = world.bell()
+    client = world.made(world.connector(bell).connect("ew0", 1, address, SMALL))
+    ask(client, b"anything")
+    for number in (1, 2, 3):
+        client.probe()
+        until(bell, lambda n=number: client.answered == n)
+    assert client.lost is None
+
+
+def test_a_stopped_process_answers_no_probe_until_it_goes_on(world):
+    peer, address = world.serving_peer("echo")
+    bell = world.bell()
+    client = world.made(world.connector(bell).connect("ew0", 1, address, SMALL))
+    client.probe()
+    until(bell, lambda: client.answered == 1)
+    peer.stop()
+    for _ in range(3):
+        client.probe()
+    time.sleep(0.05)
+    assert client.answered == 1
+    assert client.lost is None
+    peer.go_on()
+    client.probe()
+    until(bell, lambda: client.answered > 1)
+
+
+def test_probing_a_lost_peer_does_nothing(pair):
+    pair.server.close()
+    until(pair.client_bell, lambda: pair.client.lost)
+    pair.client.probe()
+    assert pair.client.answered == 0

@@ -41,6 +41,7 @@ def test_serve_and_stop_leaves_only_the_run_directory(make_config, serving, runt
             answer = await service.complete(3)
             assert answer.status_code == 200
             assert answer.json()["usage"]["completion_tokens"] == 3
+            await service.until(lambda s: all(w["stats"] for w in s["workers"]))
             metrics = (await service.http.get(service.info.endpoint[:-2] + "metrics")).text
             assert 'tarragon_workers{role="ew",state="serving"} 2.0' in metrics
             assert 'tarragon_worker_stat{name="beat",worker="aw0"} 1.0' in metrics

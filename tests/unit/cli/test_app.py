@@ -53,7 +53,8 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_all_commands_are_there():
     text = tarragon("--help").stdout
-    for command in ("doctor", "serve", "generate", "status", "logs", "stop", "model", "bench"):
+    commands = "doctor serve generate status logs coverage scale chaos stop model bench"
+    for command in commands.split():
         assert f"│ {command} " in text
 
 
@@ -76,6 +77,15 @@ def test_version():
         (["status", "--root", "."], "RUN: no run under"),
         (["logs", "aw0", "--root", "."], "RUN: no run under"),
         (["stop", "some-run", "--root", "."], "RUN: 'some-run' is neither a run under"),
+        (["coverage", "--root", "."], "RUN: no run under"),
+        (["scale", "ew=3", "--root", "."], "RUN: no run under"),
+        (["scale", "some-run", "ew=3", "--root", "."], "RUN: 'some-run' is neither a run under"),
+        (["scale", "ew=x"], "ew=x: must be a number of workers, 1 or more"),
+        (["chaos", "kill", "ew1", "--root", "."], "RUN: no run under"),
+        (["chaos", "maim", "ew1"], "FAULT: 'maim' is not one of kill, stop, cont, slow"),
+        (["chaos", "--mtbf", "5", "--faults", "kill,x"], "--faults: 'x' is not one of kill, stop"),
+        (["chaos", "--mtbf", "5", "--roles", "cs"], "--roles: 'cs' is not one of aw, ew"),
+        (["bench", "failover", "--fault", "x"], "--fault: 'x' is not one of kill, stop, slow"),
         (["model", "tiny", "llama", "dir"], "family 'llama': allowed are mixtral"),
         (
             ["model", "tiny", "mixtral", "d", "--hidden", "7"],

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tarragon_hpc.cli import batch
+from tarragon_hpc.cli.sabotage import Sabotage
 from tarragon_hpc.cluster.head import RunInfo
 from tarragon_hpc.errors import ClusterError, UserError
 
@@ -92,8 +93,8 @@ def files(tmp_path):
     return source, target
 
 
-def run(files, *overrides):
-    return batch.generate(None, ["model.path=m", *overrides], *map(str, files), None)
+def run(files, *overrides, chaos=None):
+    return batch.generate(None, ["model.path=m", *overrides], *map(str, files), None, chaos)
 
 
 def ids(target):
@@ -152,3 +153,41 @@ def test_input_is_not_output(service, files):
     with pytest.raises(UserError, match="is also the input"):
         run((files[0], files[0]))
     assert service.configs == []
+
+
+def test_a_fault_on_the_way_is_told_of_at_the_end(service, files, monkeypatch, capsys):
+    struck = []
+
+    async def strike(self, run_dir, say):
+        await self._time_has_come.wait()
+        struck.append((self.fault, self.worker))
+        say("kill ew1.1")
+
+    failure = {
+        "worker": "ew1", "incarnation": 1, "time": 0.0, "fault": "kill", "how": "lost",
+        "by": "aw0.1", "seconds": {"detected": 0.001, "answered": 0.004},
+    }  # fmt: skip
+    more = {"failures": [failure], "requests": {"longest_gap_s": 0.0125}}
+    monkeypatch.setattr(Sabotage, "run", strike)
+    monkeypatch.setitem(STATUS, "failures", more["failures"])
+    monkeypatch.setitem(STATUS, "requests", more["requests"])
+    assert run(files, chaos="kill:ew1") == 0
+    assert struck == [("kill", "ew1")]
+    out = capsys.readouterr().out
+    assert "ew1.1 killed at 00:00:00Z: noticed after 1.0 ms (lost, by aw0.1), answered" in out
+    assert out.endswith("longest gap between two tokens of an answer: 12.5 ms\n")
+
+
+@pytest.mark.parametrize(
+    ("chaos", "message"),
+    [
+        ("kill", "--chaos 'kill': expected FAULT:WORKER with a fault of kill, stop, slow"),
+        ("cont:ew0", "--chaos 'cont:ew0': expected FAULT:WORKER"),
+        ("kill:ew7", "--chaos kill:ew7: 'ew7' is not one of aw0, aw1, ew0, ew1"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused_before_anything_starts(service, files, chaos, message):
+    with pytest.raises(UserError, match=message):
+        run(files, chaos=chaos)
+    assert service.configs == []
+    assert not files[1].exists()

@@ -45,3 +45,22 @@ def test_table_has_every_worker_and_why_it_is_dead():
     assert "dead" in line
     assert "0-2,5" in line
     assert "its connection was closed, killed by SIGKILL" in line
+
+
+def test_coverage_and_the_last_failures_are_told():
+    failure = {
+        "worker": "ew0", "incarnation": 1, "time": 0.0, "fault": "kill", "how": "lost",
+        "by": "aw0.1", "seconds": {"detected": 0.0012}, "masked_by": [], "over": False,
+    }  # fmt: skip
+    earlier = [failure | {"incarnation": i} for i in (7, 8, 9)]
+    status = STATUS | {
+        "coverage": {"lines": ["ew0: every expert has a shadow"]},
+        "failures": [*earlier, failure],
+    }
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(status))
+    text = console.file.getvalue()
+    assert "ew0: every expert has a shadow" in text
+    assert "ew0.1 killed at 00:00:00Z: noticed after 1.2 ms (lost, by aw0.1)" in text
+    assert "ew0.9 killed" in text
+    assert "ew0.7" not in text

@@ -11,7 +11,7 @@ import pytest
 
 from tarragon_hpc.cluster import client
 from tarragon_hpc.cluster.assemble import gateway_url
-from tarragon_hpc.cluster.client import query_status, stop_run
+from tarragon_hpc.cluster.client import head_of, query_status, stop_run
 from tarragon_hpc.cluster.rendezvous import (
     HeadRecord,
     create_run,
@@ -20,7 +20,7 @@ from tarragon_hpc.cluster.rendezvous import (
     write_head,
 )
 from tarragon_hpc.config import load_config
-from tarragon_hpc.errors import AuthError, ClusterError
+from tarragon_hpc.errors import AuthError, ClusterError, UserError
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.journal import Journal
 from tarragon_hpc.wire.codec import head_decoder
@@ -156,6 +156,37 @@ def test_a_refused_stop_is_an_error(run_dir: Path, answer, message):
 
     with pytest.raises(ClusterError, match=message):
         asyncio.run(scenario())
+
+
+def test_a_refused_scale_is_the_users_mistake(run_dir: Path):
+    async def scenario(answer: Message) -> None:
+        async with head(run_dir, answer), head_of(run_dir) as asked:
+            await asked.scale("ew", 1)
+
+    asyncio.run(scenario(Done()))
+    with pytest.raises(UserError, match="ew=1: its memory holds 3 of 8 experts"):
+        asyncio.run(scenario(Error("ew=1: its memory holds 3 of 8 experts")))
+    with pytest.raises(ClusterError, match="the head of run answered StatusReply"):
+        asyncio.run(scenario(StatusReply({})))
+
+
+def test_a_head_that_must_be_there_and_is_not(run_dir: Path):
+    async def scenario() -> None:
+        async with head_of(run_dir):
+            pytest.fail("nobody is there")
+
+    publish(run_dir, free_port())
+    with pytest.raises(UserError, match=r"RUN: run is not running \(dead: its head"):
+        asyncio.run(scenario())
+
+
+def test_the_status_tells_of_failures_in_the_timeline(run_dir: Path):
+    publish(run_dir, free_port())
+    assert asyncio.run(query_status(run_dir))["failures"] == []
+    line = '{"time":1,"mono":2,"event":"worker lost","worker":"ew0","incarnation":1}\n'
+    (run_dir / "timeline.jsonl").write_text(line)
+    (failure,) = asyncio.run(query_status(run_dir))["failures"]
+    assert (failure["worker"], failure["seconds"]) == ("ew0", {"detected": 0.0})
 
 
 def test_stopping_a_dead_run_sweeps_its_runtime_directory_but_nothing_else(

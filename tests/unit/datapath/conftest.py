@@ -95,12 +95,21 @@ class SimWorld:
     """`ews` by name; `refe(...)` makes the engine; `now` moves by a second when all wait."""
 
     timeout_s = 10.0
+    missing_s = 30.0
+
+    @staticmethod
+    def spawn(job):
+        job()
 
     def __init__(self):
         self.network = InprocNetwork()
         self.ews = {}
         self.now = 0.0
         self.made = None
+        self.waits = 0
+        self.tick = 1.0
+        self.stopping = False  # whether mute EWs are stopped processes
+        self.at = {}
 
     def clock(self):
         return self.now
@@ -117,9 +126,24 @@ class SimWorld:
         self.ews[name] = SimEw(self, name, incarnation)
         return self.ews[name]
 
+    def unmute(self):
+        for ew in self.ews.values():
+            ew.mode = "answer"
+            ew.answer()
+
     def on_wait(self):
+        """Others have their turn; before that, what is to happen at this wait (`at`)."""
+        self.waits += 1
+        due = self.at.pop(self.waits, None)
+        if callable(due):
+            due()
+        else:
+            for kind, name in due or ():
+                self.fault(kind, name)
+        stopped = {name for name, ew in self.ews.items() if ew.mode == "mute"}
+        self.network.stopped = stopped if self.stopping else set()
         if not sum(ew.step() for ew in self.ews.values()):
-            self.now += 1.0
+            self.now += self.tick
             return False
         return True
 
@@ -127,8 +151,9 @@ class SimWorld:
         self.network.kill(name)
         del self.ews[name]
 
-    def refe(self, *, experts=4, top_k=2, hidden=8, dtype="float32", slots=2, slot_rows=4):
+    def refe(self, *, experts=4, top_k=2, hidden=8, dtype="float32", slots=2, slot_rows=4, **more):
         bell, connector = self.connector()
+        self.reports = []
         self.made = Refe(
             worker="aw0",
             incarnation=5,
@@ -141,7 +166,10 @@ class SimWorld:
             slots=slots,
             slot_rows=slot_rows,
             reply_timeout_s=self.timeout_s,
+            report=self.reports.append,
+            spawn=self.spawn,
             clock=self.clock,
+            **{"missing_timeout_s": self.missing_s} | more,
         )
         return self.made
 
@@ -153,6 +181,7 @@ class ShmWorld(SimWorld):
     """The same over shared memory: the EWs step in a thread, and time is real."""
 
     timeout_s = 0.2
+    missing_s = 2.0
 
     def __init__(self, directory):
         super().__init__()

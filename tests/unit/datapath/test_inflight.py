@@ -8,8 +8,8 @@ from tarragon_hpc.datapath.inflight import Inflight, Owed, refusal, stale
 from tarragon_hpc.wire import dispatch as wire
 
 
-def owed(worker="ew0", slot=0, *, chunk=0, part=0, deadline=10.0, sequence=1):
-    return Owed(worker, 3, slot, sequence, chunk, part, 6, deadline - 10, deadline)
+def owed(worker="ew0", sequence=1, *, part=0, overdue=1.0, deadline=10.0):
+    return Owed(worker, 3, None, 0, sequence, 7, 0, part, None, 6, 0.0, overdue, deadline)
 
 
 def reply(**change):
@@ -17,57 +17,47 @@ def reply(**change):
     return header._replace(**change)
 
 
-def test_a_chunk_is_complete_when_nothing_is_owed_to_it():
+def test_a_part_may_be_owed_by_several_until_one_has_answered():
     flight = Inflight()
-    a, b, other = owed("ew0"), owed("ew1", part=1), owed("ew0", 1, chunk=4)
-    for message in (a, b, other):
+    first, again, other = owed(), owed("ew1", 2), owed("ew1", 3, part=1)
+    for message in (first, again, other):
         flight.sent(message)
-    assert flight.settled(b) is False
-    assert flight.settled(other) is True
-    assert flight.settled(a) is True
-    assert flight.unanswered == []
+    assert flight.of(0, 0) == [first, again]
+    flight.withdraw(again)
+    assert not flight.awaits(again)
+    assert flight.awaits(first)
+    assert flight.unanswered == [first, other]
+    with pytest.raises(KeyError):
+        flight.withdraw(again)
 
 
-def test_what_a_lost_worker_owes_can_be_sent_elsewhere():
+def test_what_is_overdue_is_told_once_and_expires_later():
     flight = Inflight()
-    kept, lost, later = owed("ew0"), owed("ew1", part=1), owed("ew1", 1, chunk=4)
-    for message in (kept, lost, later):
-        flight.sent(message)
-    assert flight.owed_by("ew1") == [lost, later]
-    flight.withdraw(lost)
-    replay = owed("ew2", 3, part=2, sequence=9)
-    flight.sent(replay)
-    assert flight.settled(kept) is False  # the replayed part belongs to the same chunk
-    assert flight.settled(replay) is True
-    with pytest.raises(ValueError):
-        flight.settled(lost)  # late: nothing is owed by it any more
-
-
-def test_deadlines_are_those_of_the_unanswered():
-    flight = Inflight()
-    assert flight.next_deadline() is None
-    early, late = owed(deadline=5.0), owed("ew1", deadline=8.0)
+    assert flight.next_look() is None
+    early, late = owed(overdue=5.0, deadline=20.0), owed("ew1", 2, overdue=8.0, deadline=10.0)
     flight.sent(late)
     flight.sent(early)
-    assert flight.next_deadline() == 5.0
+    assert flight.next_look() == 5.0
     assert flight.overdue(4.9) == []
     assert flight.overdue(5.0) == [early]
-    assert flight.overdue(9.0) == [late, early]
-    flight.settled(early)
-    assert flight.next_deadline() == 8.0
+    assert flight.overdue(9.0, {early.sequence}) == [late]
+    assert flight.next_look({early.sequence}) == 8.0
+    assert flight.next_look({early.sequence, late.sequence}) == 10.0
+    assert flight.expired(9.9) == []
+    assert flight.expired(10.0) == [late]
 
 
 @pytest.mark.parametrize(
-    ("change", "epoch", "why"),
+    ("change", "why"),
     [
-        ({}, 7, None),
-        ({"sequence": 2}, 7, "reply of sequence 2, expected 1"),
-        ({"incarnation": 2}, 7, "reply of incarnation 2, expected 3"),
-        ({}, 8, "reply of epoch 7, expected 8"),
+        ({}, None),
+        ({"sequence": 2}, "reply of sequence 2, expected 1"),
+        ({"incarnation": 2}, "reply of incarnation 2, expected 3"),
+        ({"epoch": 8}, "reply of epoch 8, expected 7"),
     ],
 )
-def test_only_the_reply_that_is_owed_counts(change, epoch, why):
-    assert stale(owed(), reply(**change), epoch) == why
+def test_only_the_reply_that_is_owed_counts(change, why):
+    assert stale(owed(), reply(**change)) == why
 
 
 @pytest.mark.parametrize(

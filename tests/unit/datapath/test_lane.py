@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tarragon_hpc.datapath.combine import STORAGE
-from tarragon_hpc.errors import DeadlineExceeded, DispatchRefused, ExpertUnavailable, PeerLost
+from tarragon_hpc.errors import DispatchRefused, ExpertUnavailable
 from tarragon_hpc.wire import dispatch as wire
 
 pytestmark = pytest.mark.native
@@ -77,11 +77,11 @@ def test_a_loss_while_waiting_fails_the_step_only(two, batch):
     ticket = b.dispatch(refe)
     assert ticket.call is not None
     sim.kill("ew1")
-    with pytest.raises(PeerLost, match="ew1 lost: closed by peer"):
+    with pytest.raises(ExpertUnavailable, match="ew1: "):
         b.combine(refe, ticket)
     for seed in range(4):
         assert batch(4, only=[0, 1], seed=seed).run(refe).right
-    with pytest.raises(ExpertUnavailable, match="ew1: closed by peer"):
+    with pytest.raises(ExpertUnavailable, match="ew1: "):
         batch(4).run(refe)
 
 
@@ -91,19 +91,21 @@ def test_with_a_loss_the_other_open_ticket_still_counts(two, batch):
     sim.ews["ew1"].mode = "mute"
     first, second = a.dispatch(refe), b.dispatch(refe)
     sim.kill("ew1")
-    with pytest.raises(PeerLost):
+    with pytest.raises(ExpertUnavailable):
         a.combine(refe, first)
     b.combine(refe, second)
     assert b.right
 
 
-def test_a_mute_ew_exceeds_its_deadline(two, batch):
+def test_a_mute_ew_is_given_up_and_connected_anew(two, batch):
     sim, refe = two
     sim.ews["ew1"].mode = "mute"
-    with pytest.raises(DeadlineExceeded, match=r"ew1 did not answer within 0\.200 s"):
+    with pytest.raises(ExpertUnavailable, match=r"ew1: "):
         batch(4).run(refe)
+    assert refe.stats.deadlines
     sim.ews["ew1"].mode = "answer"
     sim._bells[0].ring()
+    refe.apply_table(*sim.table(2, TWO))
     for seed in range(4):
         assert batch(4, seed=seed).run(refe).right
 
@@ -129,12 +131,10 @@ def test_a_refusal_is_told_as_on_the_slow_way(two, batch, change, why):
 @pytest.mark.parametrize("change", [{"sequence": 99}, {"incarnation": 2}, {"epoch": 0}])
 def test_a_stale_reply_costs_the_channel(two, batch, change):
     sim, refe = two
-    sim.ews["ew0"].mode = lambda h: h._replace(**change)
-    with pytest.raises(DispatchRefused, match=f"reply of {next(iter(change))}"):
-        batch(4, only=[0, 1]).run(refe)
+    healthy = iter([False, True])
+    sim.ews["ew0"].mode = lambda h: h if next(healthy, True) else h._replace(**change)
+    assert batch(4, only=[0, 1]).run(refe).right
     assert refe.stats.stale_replies == 1
-    sim.ews["ew0"].mode = "answer"
-    assert refe.apply_table(*sim.table(2, TWO)) == {}
     assert batch(4).run(refe).right
 
 

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 
 from tarragon_hpc.datapath.combine import STORAGE
 from tarragon_hpc.errors import (
-    DeadlineExceeded,
     DispatchRefused,
     ExpertUnavailable,
-    PeerLost,
 )
 from tarragon_hpc.wire import dispatch as wire
 
@@ -126,28 +124,20 @@ def test_an_abandoned_ticket_gives_its_slots_back(two, batch):
         assert batch(4).run(refe).right
 
 
-def test_a_lost_ew_fails_the_step_and_the_next_one_can_do_without(two, batch):
+def test_experts_that_nobody_serves_for_too_long_fail_the_step_and_only_that(two, batch):
     sim, refe = two
     b = batch(4)
     ticket = b.dispatch(refe)
     sim.kill("ew1")
-    with pytest.raises(PeerLost, match="ew1 lost: killed"):
+    with pytest.raises(ExpertUnavailable, match="expert 2, 3 .ew1: "):
         b.combine(refe, ticket)
-    assert refe.down() == {"ew1": "killed"}
+    assert sim.now >= 30
+    assert list(refe.down()) == ["ew1"]
     for seed in range(4):  # all slots of the other one are free again
         assert batch(9, only=[0, 1], seed=seed).run(refe).right
-    with pytest.raises(ExpertUnavailable, match="expert 2, 3 .ew1: killed."):
+    with pytest.raises(ExpertUnavailable, match="expert 2, 3 .ew1: "):
         batch(8).run(refe)
     assert batch(4, only=[0, 1]).run(refe).right
-
-
-def test_a_loss_between_steps_is_seen_at_dispatch(two, batch):
-    sim, refe = two
-    sim.kill("ew0")
-    assert refe.down() == {"ew0": "killed"}
-    with pytest.raises(PeerLost, match="ew0 lost: killed"):
-        batch(4).dispatch(refe)
-    assert batch(4, only=[2, 3]).run(refe).right
 
 
 def test_a_reply_that_came_before_the_loss_counts(two, batch):
@@ -168,39 +158,7 @@ def test_the_next_candidate_serves_the_steps_after_a_loss(sim, batch):
     refe.apply_table(*sim.table(1, [["ew0", "ew1"]] * 2 + [["ew1", "ew0"]] * 2))
     assert batch(4).run(refe).right
     sim.kill("ew0")
-    with pytest.raises(PeerLost):
-        batch(4).run(refe)
     assert batch(4).run(refe).right
-
-
-def test_a_mute_ew_exceeds_its_deadline_and_its_late_reply_is_dropped(two, batch):
-    sim, refe = two
-    mute = sim.ews["ew1"]
-    mute.mode = "mute"
-    with pytest.raises(DeadlineExceeded, match=r"ew1 did not answer within 10\.000 s"):
-        batch(4, seed=1).run(refe)
-    assert 10 <= sim.now < 12
-    assert refe.down() == {}  # slow, not lost
-    mute.mode = "answer"
-    mute.answer()
-    for seed in range(4):
-        assert batch(9, seed=seed).run(refe).right
-
-
-def test_slots_held_by_late_replies_have_a_deadline_too(two, batch):
-    sim, refe = two
-    mute = sim.ews["ew1"]
-    mute.mode = "mute"
-    for _ in range(2):  # one per slot
-        with pytest.raises(DeadlineExceeded):
-            batch(4, only=[2, 3]).run(refe)
-    before = sim.now
-    with pytest.raises(DeadlineExceeded, match="ew1"):
-        batch(4, only=[2, 3]).run(refe)
-    assert sim.now >= before + 10
-    assert batch(4, only=[0, 1]).run(refe).right
-    mute.mode = "answer"
-    mute.answer()
     assert batch(4).run(refe).right
 
 
@@ -235,14 +193,12 @@ def test_rows_of_another_shape_are_refused(two, batch, change):
 @pytest.mark.parametrize("change", [{"sequence": 99}, {"incarnation": 2}, {"epoch": 0}])
 def test_a_stale_reply_is_dropped_counted_and_costs_the_channel(two, batch, change):
     sim, refe = two
-    sim.ews["ew0"].mode = lambda h: h._replace(**change)
-    with pytest.raises(DispatchRefused, match=f"reply of {next(iter(change))}"):
-        batch(4, only=[0, 1]).run(refe)
+    healthy = iter([False, True])
+    sim.ews["ew0"].mode = lambda h: h if next(healthy, True) else h._replace(**change)
+    assert batch(4, only=[0, 1]).run(refe).right  # connected anew, and asked again
     assert refe.stats.stale_replies == 1
-    assert list(refe.down()) == ["ew0"]
-    assert batch(4, only=[2, 3]).run(refe).right
-    sim.ews["ew0"].mode = "answer"
-    assert refe.apply_table(*sim.table(2, TWO)) == {}  # connected anew
+    assert sim.reports[0].reason.startswith(f"reply of {next(iter(change))}")
+    assert refe.down() == {}
     assert batch(4).run(refe).right
 
 
@@ -286,13 +242,6 @@ def test_an_older_table_changes_nothing(two, batch):
     assert refe.epoch == 5
     batch(4, only=[2, 3]).run(refe)
     assert sim.ews["ew0"].requests == []
-
-
-def test_tables_come_between_steps(two, batch):
-    sim, refe = two
-    batch(4).dispatch(refe)
-    with pytest.raises(RuntimeError, match="apply_table with open tickets"):
-        refe.apply_table(*sim.table(2, TWO))
 
 
 def test_a_table_of_another_model_is_an_error(two):

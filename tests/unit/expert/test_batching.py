@@ -18,8 +18,14 @@ WINDOW = 2e-3
 ACTIVE = 50e-3
 
 
-def batcher(layers=8, *, window=WINDOW, min_rows=1024, active=ACTIVE, peers=2):
-    made = Batcher(range(layers), max_window_s=window, min_rows=min_rows, active_s=active)
+def batcher(layers=8, *, window=WINDOW, min_rows=1024, active=ACTIVE, peers=2, shares_cpus=False):
+    made = Batcher(
+        range(layers),
+        max_window_s=window,
+        min_rows=min_rows,
+        active_s=active,
+        shares_cpus=shares_cpus,
+    )
     for i in range(peers):
         made.join(f"aw{i}", 1)
     return made
@@ -38,11 +44,19 @@ def run(made, now, seconds=1e-3):
     return decision
 
 
-def trained():
+def trained(**setting):
     """aw1 has come 0.1 ms after aw0 for so long that it is waited for."""
-    made = batcher()
-    for number in range(24):  # three steps: the gap between two steps is learned on its own
-        now, layer = number * 1.5e-3, number % 8
+    made = batcher(**setting)
+    return made, practise(made, 0.0)
+
+
+def practise(made, start, steps=3):
+    """So many steps of both AWs, from `start` on; the gap between two steps is learned on its own.
+
+    Returns when aw0 is to come next, for layer 0.
+    """
+    for number in range(8 * steps):
+        now, layer = start + number * 1.5e-3, number % 8
         send(made, 0, layer, now)
         decision = made.next(now)
         send(made, 1, layer, now + 1e-4)
@@ -51,7 +65,7 @@ def trained():
         made.finished(1e-3, now + 1e-3)
         if len(decision.items) == 1:
             run(made, now + 1e-3)
-    return made, 36e-3
+    return start + 8 * steps * 1.5e-3
 
 
 def test_one_aw_never_waits():
@@ -99,6 +113,30 @@ def test_the_window_closes_for_an_aw_that_stops_coming():
     send(made, 1, 7, now)  # went past all of them
     run(made, now)
     assert made.window_s == 0
+
+
+@pytest.mark.parametrize("shares_cpus", [False, True])
+@pytest.mark.parametrize("unsteady", [False, True])
+def test_a_stopped_aw_costs_at_most_one_window(shares_cpus, unsteady):
+    """Also one whose gaps vary so much that it could come at any time."""
+    made, now = trained(shares_cpus=shares_cpus, active=10.0)
+    if unsteady:
+        for peer in made._peers.values():
+            peer.within.deviation = peer.between.deviation = 1.0
+    waited = 0.0
+    for number in range(40):  # aw1 was answered last, is connected, and does not come
+        send(made, 0, number % 8, now)
+        begin = now
+        while isinstance(decision := made.next(now), Wait):
+            now = decision.until
+        waited += now - begin
+        assert decision.items == [(0, number % 8)]
+        made.finished(1e-3, now + 1e-3)
+        now += 1.1e-3
+    assert waited <= WINDOW + 1e-9
+    now = practise(made, now, steps=20)  # it goes on, and earns trust again
+    send(made, 0, 0, now)
+    assert isinstance(made.next(now), Wait)
 
 
 def test_a_lost_aw_is_not_waited_for_and_its_rows_are_dropped():

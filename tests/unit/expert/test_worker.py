@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 from tarragon_hpc.expert.weights import load_experts
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.models.presets import FAMILIES
-from tarragon_hpc.wire.to_head import Heartbeat, Ready, Stopping
-from tarragon_hpc.wire.to_worker import Drain, Shutdown, Table, Welcome
+from tarragon_hpc.wire.common import Peer
+from tarragon_hpc.wire.to_head import Heartbeat, Holding, Ready, Stopping
+from tarragon_hpc.wire.to_worker import Drain, Load, Shutdown, Table, Unload, Welcome
 
 pytestmark = pytest.mark.native
 
@@ -73,6 +75,62 @@ def test_tells_what_it_loaded_and_what_it_does(tiny_models, cluster, routing):
     assert cluster.head.take("ew0", Heartbeat).stats["requests"] == 0
     process = cluster.processes["ew0"].pid
     assert f"{model}/model-00001" in Path(f"/proc/{process}/maps").read_text()
+
+
+def test_experts_come_and_go_while_it_serves(tiny_models, cluster, routing):
+    """Also asked for before it is ready; the outputs are those of an EW that had them at once."""
+    model = tiny_models("mixtral")
+    spec = describe(model)
+    everything = list(range(spec.experts))
+    cluster.serve(model, {"ew1": everything}, experts={"workers": 1})
+    cluster.peers["ew0"] = as_peer(cluster.start("ew0", model, experts={"workers": 1}))
+    cluster.head.send("ew0", Welcome(1, [0, 1, 2]))
+    cluster.head.send("ew0", Load([3, 4]))
+    assert cluster.head.take("ew0", Ready).detail["experts"] == [0, 1, 2]
+    assert cluster.head.take("ew0", Holding) == Holding("ew0", 1, [0, 1, 2, 3, 4])
+    calls = [(layer, *routing(spec, 5, layer)) for layer in spec.moe_layers[:2]]
+    alone = []
+    for layer, hidden, ids, weights in calls:
+        out = np.empty_like(hidden)
+        cluster.refe("aw9", model, {"ew1": everything}).expert_io(layer, hidden, ids, weights, out)
+        alone.append(out.tobytes())
+    refe = cluster.refe("aw0", model, {"ew0": everything})
+    few = [(layer, hidden, ids % 3, weights) for layer, hidden, ids, weights in calls]
+    answers = []
+    with ThreadPoolExecutor(1) as pool:
+        stop = threading.Event()
+        busy = pool.submit(keep_asking, refe, few, stop)
+        for order in (Load([5, 6, 7]), Load([0, 7]), Unload([7]), Unload([6, 7]), Load([6, 7])):
+            cluster.head.send("ew0", order)
+        for _ in range(5):
+            answers.append(cluster.head.take("ew0", Holding).experts)
+        stop.set()
+        assert busy.result(30) > 0
+    assert answers == [everything, everything, everything[:7], everything[:6], everything]
+    assert hammer(refe, calls, alone) == []
+    cluster.head.send("ew0", Load([99]))
+    refused = cluster.head.take("ew0", Holding)
+    assert refused.experts == everything
+    assert "experts [99] of a model with 8" in refused.error
+
+
+def keep_asking(refe, calls, stop):
+    """Ask until `stop`; every answer must be the first one again."""
+    first = []
+    number = 0
+    while not stop.is_set() or number <= len(calls):
+        layer, hidden, ids, weights = calls[number % len(calls)]
+        out = np.empty_like(hidden)
+        refe.expert_io(layer, hidden, ids, weights, out)
+        if number < len(calls):
+            first.append(out)
+        np.testing.assert_array_equal(out, first[number % len(calls)])
+        number += 1
+    return number
+
+
+def as_peer(register):
+    return Peer(register.worker, register.incarnation, register.address)
 
 
 def test_imports_no_torch_and_drains_when_its_aws_leave(tiny_models, cluster, routing):

@@ -64,14 +64,14 @@ class FakeWorker:
 
     The output is `script` (token ids) if set, else numbers made from the prompt and the seed. It
     ends at EOS, at a stop token, at max_tokens, or never if `hold` tokens are out. `react` is
-    called with every Submit, in the turn after it.
+    called with every Submit, in the turn after it. Every token left out `masked` expert calls.
     """
 
     def __init__(self):
         self.reset()
 
     def reset(self):
-        self.script, self.hold, self.react = None, None, None
+        self.script, self.hold, self.react, self.masked = None, None, None, 0
         self.submitted, self.aborted = [], []
 
     def attach(self, sessions):
@@ -116,7 +116,7 @@ class FakeWorker:
             others = [(token + 1 + i) % VOCAB for i in range(sampling.logprobs)]
             values = [-0.25, *(-0.5 - i for i in range(sampling.logprobs))]
             scores = [TokenLogprobs([token, *others], values, 1)]
-        delta = TokenDelta(message.request, index, [token], scores, finish, reason)
+        delta = TokenDelta(message.request, index, [token], scores, finish, reason, self.masked)
         self.sessions.on_tokens(Tokens("aw0", 1, [delta]))
         if finish is None:
             self._later(message, index + 1)

@@ -6,7 +6,7 @@ import json
 from itertools import count
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.observe.timeline import LOST, Timeline
+from tarragon_hpc.observe.timeline import LOST, Timeline, read_timeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,3 +44,17 @@ def test_a_line_can_be_read_as_soon_as_it_was_written(tmp_path: Path):
     timeline.record("run created")
     assert json.loads(path.read_text())["event"] == "run created"
     timeline.close()
+
+
+def test_listeners_get_what_is_written(tmp_path: Path):
+    path, heard = tmp_path / "timeline.jsonl", []
+    assert read_timeline(path) == []
+    timeline = Timeline(path)
+    timeline.record("before")
+    timeline.listen(heard.append)
+    timeline.record("worker started", worker="ew0", incarnation=1, pid=3)
+    timeline.close()
+    assert heard == read_timeline(path)[1:]
+    with path.open("ab") as file:
+        file.write(b'{"time": 1, "ev')
+    assert len(read_timeline(path)) == 2

@@ -46,6 +46,23 @@ for shape, dtype, bound in (
         raise AssertionError("an unknown expert was accepted")
     bank.run(0, [])
     assert bank.experts() == {2, 5}
+    more = {(lay, e): random_expert(shape, dtype, rng) for lay in (0, 3, 4) for e in (1, 9)}
+    size, both = bank.nbytes(), tensors | more
+    bank.add(bank.prepare(more))
+    assert bank.experts() == {1, 2, 5, 9}
+    assert bank.nbytes() == size * 10 // 4
+    for gone, left in (((5, 7), {1, 2, 9}), ((1, 9), {2})):
+        bank.remove(gone)
+        assert bank.experts() == left
+        for layer, expert in both:
+            if expert not in left:
+                continue
+            one = Rows(expert, x, [3, 0])
+            bank.run(layer, [one.segment()])
+            expected = expert_ffn(both[layer, expert], shape, dtype, x[[3, 0]])
+            error = np.abs(decode(one.y) - expected).max() / np.abs(expected).max()
+            assert error < bound, (shape, dtype, layer, expert, error)
+    assert bank.nbytes() == size // 2
 print("right")
 """
 

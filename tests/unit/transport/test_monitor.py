@@ -50,7 +50,7 @@ def told(sock, act):
         reasons.append(reason)
         gone.set()
 
-    watch = PeerWatch(sock, Monitor("test-watch"), on_gone)
+    watch = PeerWatch(sock, Monitor("test-watch"), on_gone, lambda: None)
     act()
     assert gone.wait(SOON)
     watch.stop()
@@ -71,7 +71,7 @@ def test_the_reason_tells_how_the_peer_went():
 def test_stop_says_farewell_and_is_told_to_nobody():
     ours, theirs = socket.socketpair()
     reasons = []
-    watch = PeerWatch(ours, Monitor("test-watch"), reasons.append)
+    watch = PeerWatch(ours, Monitor("test-watch"), reasons.append, lambda: None)
     watch.stop()
     watch.stop()
     assert theirs.recv(10) == BYE

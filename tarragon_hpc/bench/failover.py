@@ -1,0 +1,181 @@
+"""Streams while workers die, stop or get slow, beside a restart of everything (paper §7.2, Fig. 9).
+
+A real service with shadow experts is kept busy with a constant number of streams. First without
+faults: that gives the right answers and the usual gaps. Then with faults at seeded random moments.
+Last, in the same run, the coarse restart. Greedy and in float32: every answer must be identical.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tarragon_hpc.bench import arrivals as ar
+from tarragon_hpc.bench.failover_report import Record, as_table, summarize
+from tarragon_hpc.bench.injection import Injected, inject
+from tarragon_hpc.bench.load import Load, Prompt
+from tarragon_hpc.bench.restart import coarse_restart
+from tarragon_hpc.bench.service import serving
+from tarragon_hpc.errors import UserError
+from tarragon_hpc.models.describe import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tarragon_hpc.bench.arrivals import Stream
+    from tarragon_hpc.bench.service import Service
+
+FAULTS = ("kill", "stop", "slow")
+ROLES = ("ew", "aw")
+
+_PROMPT_TOKENS = 10
+_SETTLE_S = 2.0
+
+
+def run(
+    model: str,
+    *,
+    kill: str = "ew",
+    count: int = 20,
+    fault: str = "kill",
+    streams: int = 16,
+    seed: int = 0,
+    new_tokens: int = 256,
+    steady_s: float = 8.0,
+    restart: bool = True,
+    png: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure and print; returns {"summary": {"gap_ms_p50": …}, …}, and draws `png` if wanted.
+
+    kill: the role that is hit. fault: one kind, or several with commas. Raises UserError for
+    what is not allowed, before anything starts.
+    """
+    kinds = _checked(kill, fault, png)
+    console = console or Console()
+    spec = describe(model)
+    rng = random.Random(seed)
+    prompts = make_prompts(rng, 2 * streams, spec.vocab, new_tokens)
+    config = _config(model, streams, overrides or {})
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False)
+
+    again = None
+    with (
+        tempfile.TemporaryDirectory(prefix="tarragon-failover-") as scratch,
+        serving(config, Path(scratch) / "ours") as service,
+    ):
+        steady = asyncio.run(_steady(service, prompts, streams, steady_s))
+        disturbed, injected = asyncio.run(
+            _disturbed(service, prompts, streams, kill, kinds, count, rng, seed, say)
+        )
+        if restart:
+            again = coarse_restart(service, config, Path(scratch) / "again", prompts[:streams])
+    record = Record(steady, disturbed, ar.answers(steady), injected.all, again)
+    result = summarize(record)
+    result["problem"] = injected.problem
+    result["options"] = {
+        "kill": kill, "fault": fault, "streams": streams, "seed": seed, "new_tokens": new_tokens,
+    }  # fmt: skip
+    console.print(as_table(result))
+    if injected.problem is not None:
+        say(f"ended early: {injected.problem}")
+    if png is not None:
+        from tarragon_hpc.bench.figure import draw
+
+        draw(record, Path(png))
+    return result
+
+
+def make_prompts(rng: random.Random, count: int, vocab: int, new_tokens: int) -> list[Prompt]:
+    """Random prompts with answers of different lengths: streams begin and end all the time."""
+    return [
+        Prompt(
+            [rng.randrange(3, vocab) for _ in range(_PROMPT_TOKENS)],
+            rng.randint(new_tokens // 2, new_tokens + new_tokens // 2),
+        )
+        for _ in range(count)
+    ]
+
+
+async def _steady(
+    service: Service, prompts: list[Prompt], streams: int, steady_s: float
+) -> list[Stream]:
+    """Every prompt once to warm up, then again and again for `steady_s` seconds."""
+    warm = Load(service.endpoint, prompts, streams)
+    await warm.once(range(len(prompts)))
+    load = Load(service.endpoint, prompts, streams)
+    running = asyncio.create_task(load.run())
+    await asyncio.sleep(steady_s)
+    while len(ar.answers(load.all)) < len(prompts) and not running.done():
+        await asyncio.sleep(0.1)
+        if any(s.error for s in load.all):
+            break
+    load.end()
+    await running
+    return load.all
+
+
+async def _disturbed(
+    service: Service,
+    prompts: list[Prompt],
+    streams: int,
+    role: str,
+    kinds: Sequence[str],
+    count: int,
+    rng: random.Random,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[list[Stream], Injected]:
+    if not count:
+        return [], Injected()
+    load = Load(service.endpoint, prompts, streams)
+    running = asyncio.create_task(load.run())
+    try:
+        await asyncio.sleep(_SETTLE_S)
+        injected = await inject(
+            service.run_dir, role=role, faults=kinds, count=count, rng=rng, seed=seed, say=say
+        )
+        await asyncio.sleep(_SETTLE_S)
+    finally:
+        load.end()
+        await running
+    return load.all, injected
+
+
+def _config(model: str, streams: int, overrides: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "model": {"path": model, "dtype": "float32"},
+        "attention": {"workers": 2, "max_num_seqs": max(8, streams), "kv_cache": "256MiB"},
+        "experts": {"workers": 2, "shadows": 1},
+        "gateway": {"port": 0},
+        # Workers are killed on purpose here, more often than a crash loop would be forgiven.
+        "cluster": {"max_restarts": 1_000_000},
+    }
+    for section, values in overrides.items():
+        config.setdefault(section, {}).update(values)
+    return config
+
+
+def _checked(role: str, fault: str, png: str | None) -> list[str]:
+    kinds = [kind.strip() for kind in fault.split(",")]
+    for option, value, allowed in [
+        ("--kill", role, ROLES),
+        *(("--fault", kind, FAULTS) for kind in kinds),
+    ]:
+        if value not in allowed:
+            raise UserError(f"{option}: {value!r} is not one of {', '.join(allowed)}")
+    if png is not None:
+        if find_spec("matplotlib") is None:
+            raise UserError(f"--png {png}: needs matplotlib, which is not installed")
+        if not Path(png).absolute().parent.is_dir():
+            raise UserError(f"--png {png}: the folder does not exist")
+    return kinds

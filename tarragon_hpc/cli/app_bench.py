@@ -1,0 +1,96 @@
+"""The `tarragon bench` commands and their options; what they do is in tarragon_hpc/bench/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure; every bench prints a table.")
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers here as JSON.")
+]
+
+
+@bench_app.command("datapath")
+def bench_datapath(
+    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """A call of expert_io against an echo EW, beside a raw shared-memory ping-pong."""
+    from tarragon_hpc.cli.bench import bench
+
+    bench("datapath", json, rounds=rounds)
+
+
+@bench_app.command("steady")
+def bench_steady(
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint; default: one of the bench preset is made.")
+    ] = None,
+    attention_workers: Annotated[int | None, typer.Option(min=1, help="Default: 2.")] = None,
+    expert_workers: Annotated[int | None, typer.Option(min=1, help="Default: 2.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 5, after a warm-up.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Throughput of the whole service against plain vLLM on the same cores."""
+    from tarragon_hpc.cli.bench import steady
+
+    steady(
+        json, model, attention_workers=attention_workers, expert_workers=expert_workers,
+        rounds=rounds,
+    )  # fmt: skip
+
+
+@bench_app.command("overhead")
+def bench_overhead(
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint; default: one of the bench preset is made.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 10, after a warm-up.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """What being ready for failures costs while there are none."""
+    from tarragon_hpc.cli.bench import overhead
+
+    overhead(json, model, rounds=rounds)
+
+
+@bench_app.command("experts")
+def bench_experts(
+    hidden: Annotated[int | None, typer.Option(min=32, help="Default: 1024.")] = None,
+    ffn: Annotated[int | None, typer.Option(min=32, help="Default: 2048.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: 1.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """The expert FFN kernel against vLLM's and torch's, by number of rows."""
+    from tarragon_hpc.cli.bench import bench
+
+    bench("experts", json, hidden=hidden, ffn=ffn, threads=threads)
+
+
+@bench_app.command("failover")
+def bench_failover(
+    kill: Annotated[str, typer.Option(help="Role that is hit: ew or aw.")] = "ew",
+    count: Annotated[int | None, typer.Option(min=0, help="Faults; default: 20.")] = None,
+    fault: Annotated[
+        str | None, typer.Option(help="kill, stop or slow, or several with commas; default: kill.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint; default: a tiny one is made.")
+    ] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="At once; default: 16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of prompts and faults; default: 0.")] = None,
+    json: JsonFile = None,
+    png: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw gaps and throughput over time.")
+    ] = None,
+) -> None:
+    """Streams while workers fail, against the answers without failures and a full restart."""
+    from tarragon_hpc.cli.bench import failover
+
+    failover(
+        json, model, kill=kill, count=count, fault=fault, streams=streams, seed=seed, png=png
+    )  # fmt: skip
