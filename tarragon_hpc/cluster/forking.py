@@ -126,7 +126,8 @@ class ForkServers:
         return server
 
     def _command(self, role: Role) -> list[str]:
-        return [*self._program, "--role", role, "--parent", str(os.getpid())]
+        command = [*self._program, "--role", role, "--run-dir", str(self._run_dir)]
+        return [*command, "--parent", str(os.getpid())]
 
     def _heard(self, role: Role, server: _Server, env: Mapping[str, str]) -> None:
         """It is ready, or its end of the socket is closed: the first thing seen of its death."""

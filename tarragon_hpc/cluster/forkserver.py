@@ -1,6 +1,6 @@
 """A process that has done the imports of a role and forks its workers, each within milliseconds.
 
-    python -m tarragon_hpc.cluster.forkserver --role aw --parent PID --socket FD
+    python -m tarragon_hpc.cluster.forkserver --role aw --run-dir DIR --parent PID --socket FD
 
 The head sends an `Order` with two descriptors, the worker's lifeline and its log. The worker is
 forked twice and so becomes a child of the head (`lifeline.adopt_orphans`), which waits for it like
@@ -66,8 +66,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Import, serve until the head closes the socket; a worker comes out of it as well."""
     parser = argparse.ArgumentParser(prog="tarragon_hpc.cluster.forkserver")
     parser.add_argument("--role", required=True, type=Role, choices=list(_PRELOAD))
-    parser.add_argument("--parent", required=True, type=int)
-    parser.add_argument("--socket", required=True, type=int)
+    parser.add_argument("--run-dir", required=True, help="names its run and its workers' in `ps`")
+    parser.add_argument("--parent", required=True, type=int, help="pid to die with")
+    parser.add_argument("--socket", required=True, type=int, help="descriptor for orders")
     args = parser.parse_args(argv)
     die_with(args.parent)
     configure(f"forkserver-{args.role}")

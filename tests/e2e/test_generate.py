@@ -72,7 +72,7 @@ def test_killed_and_continued(tiny_models, requests, tmp_path):
     try:
         wait_for(lambda: lines() >= 3 or first.poll() is not None, 180)
         assert first.poll() is None, first.stdout.read()
-        assert len(belonging_to(tmp_path / "run-1")) == 3  # head, AW, EW
+        assert len(belonging_to(tmp_path / "run-1")) == 5  # head, AW, EW, a fork server for each
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()

@@ -17,7 +17,12 @@ import pytest
 from tarragon_hpc.cluster import assemble
 from tarragon_hpc.cluster.client import query_status
 from tarragon_hpc.cluster.head import RunInfo, run_service
+from tarragon_hpc.cluster.rendezvous import read_head, run_secret
 from tarragon_hpc.config import Config, load_config
+from tarragon_hpc.wire.codec import client_decoder
+from tarragon_hpc.wire.stream import connect
+from tarragon_hpc.wire.to_client import Error
+from tarragon_hpc.wire.to_head import ScaleRun
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -49,6 +54,21 @@ class Service:
     async def complete(self, tokens: int, prompt: list[int] | None = None) -> httpx.Response:
         body = {"model": "tiny", "prompt": prompt or [5, 6], "max_tokens": tokens}
         return await self.http.post("/completions", json=body)
+
+    async def scale(self, role: str, count: int) -> str | None:
+        """What the head answers to a ScaleRun: why not, or None."""
+        record, secret = read_head(self.info.run_dir), run_secret(self.info.run_dir)
+        where = record.control_host, record.control_port
+        client = await connect(*where, secret, client_decoder())
+        client.send(ScaleRun(role, count))
+        async with asyncio.timeout(10):
+            reply = await anext(client.messages())
+        await client.close()
+        return reply.message if isinstance(reply, Error) else None
+
+    def told(self, worker: str) -> list[str]:
+        """The events about a worker in the timeline."""
+        return [e["event"] for e in self.timeline() if e.get("worker") == worker]
 
     def timeline(self) -> list[dict[str, Any]]:
         text = (self.info.run_dir / "timeline.jsonl").read_text()

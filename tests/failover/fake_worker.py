@@ -1,8 +1,9 @@
 """A worker without engine or experts, started through the real entry.
 
 The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it registers),
-`crash-loading=ew1` (an exception after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM),
-`sleepless=aw0` (never sends a heartbeat after Ready). AWs make one token every 5 ms.
+`crash-again=ew1` (the same, from the second incarnation on), `crash-loading=ew1` (an exception
+after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM), `sleepless=aw0` (never sends a
+heartbeat after Ready), `unable=ew0` (cannot load anything more). AWs make one token every 5 ms.
 """
 
 from __future__ import annotations
@@ -18,8 +19,25 @@ from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role, parse_worker_id
 from tarragon_hpc.wire.common import TokenDelta
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
-from tarragon_hpc.wire.to_head import Ready, Refused, Stopping, TableApplied, Tokens
-from tarragon_hpc.wire.to_worker import Abort, Shutdown, Submit, Table, Welcome
+from tarragon_hpc.wire.to_head import (
+    Failed,
+    Holding,
+    Ready,
+    Refused,
+    Stopping,
+    TableApplied,
+    Tokens,
+)
+from tarragon_hpc.wire.to_worker import (
+    Abort,
+    Drain,
+    Load,
+    Shutdown,
+    Submit,
+    Table,
+    Unload,
+    Welcome,
+)
 
 TOKEN_S = 0.005
 fault, _, victim = sys.argv.pop(1).partition("=")
@@ -28,7 +46,7 @@ fault, _, victim = sys.argv.pop(1).partition("=")
 def main(context: WorkerContext) -> int:
     me = (context.worker, context.incarnation)
     mine = fault if victim == context.worker else ""
-    if mine == "crash":
+    if mine == "crash" or (mine == "crash-again" and context.incarnation > 1):
         print("this worker has a bad day", flush=True)
         sys.exit(9)
     if mine == "deaf":
@@ -37,7 +55,13 @@ def main(context: WorkerContext) -> int:
     link = WorkerLink(context, {"where": str(context.runtime_dir)}, inbox.put, lambda: {"beat": 1})
     link.start()
     running: dict[str, tuple[Submit, int]] = {}
+    holds: set[int] = set()
+    draining: Drain | None = None
     while True:
+        if draining is not None and not running:
+            link.send(Stopping(*me, draining.reason))
+            link.close()
+            return 0
         try:
             message = inbox.get(timeout=TOKEN_S if running else None)
         except queue.Empty:
@@ -48,11 +72,26 @@ def main(context: WorkerContext) -> int:
             case Welcome():
                 is_ew = parse_worker_id(context.worker)[0] is Role.EW
                 assert (message.experts is not None) == is_ew
-                link.send(Ready(*me, {"experts": message.experts or []}))
+                experts, shadows = message.experts or [], message.shadows or []
+                holds |= {*experts, *shadows}
+                link.send(Ready(*me, {"experts": experts, "shadows": shadows}))
                 if mine == "sleepless":
                     os.kill(os.getpid(), signal.SIGSTOP)
+            case Load() if mine == "unable":
+                link.send(Holding(*me, sorted(holds), "no such file"))
+            case Load():
+                holds |= set(message.experts)
+                link.send(Holding(*me, sorted(holds)))
+            case Unload():
+                assert holds >= set(message.experts)
+                holds -= set(message.experts)
+                link.send(Holding(*me, sorted(holds)))
+            case Drain():
+                draining = message
             case Table():
                 link.send(TableApplied(*me, message.epoch))
+            case Submit() if draining is not None:
+                link.send(Failed(*me, [message.request], "it takes nothing new"))
             case Submit() if message.prompt == [0]:
                 link.send(Refused(*me, message.request, "token 0 is not welcome", "prompt"))
             case Submit():

@@ -186,6 +186,28 @@ def test_a_worker_that_serves_again_takes_new_work_but_not_its_old_messages():
     run(main())
 
 
+def test_a_draining_worker_finishes_what_it_has_and_gets_nothing_new():
+    async def scenario():
+        rig = Rig()
+        first = rig.open()
+        rig.sessions.on_worker_draining("aw0", 1)
+        rig.sessions.on_worker_draining("aw7", 1)
+        others = [rig.open() for _ in range(3)]
+        assert [w for w, _ in rig.submitted()] == ["aw0", "aw1", "aw1", "aw1"]
+        (_, request), *_ = rig.submitted()
+        rig.tokens("aw0", (request, 0, [5], None, "length"))
+        assert await read(first) == ({0: [5]}, {0: "length"}, None)
+        rig.sessions.on_worker_draining("aw1", 1)
+        assert rig.sessions.unavailable() == "no attention worker is serving"
+        rig.sessions.on_worker_lost("aw0", 1, "it left")
+        rig.sessions.on_worker_serving("aw0", 2)
+        assert rig.sessions.unavailable() is None
+        for handle in others:
+            handle.close()
+
+    run(scenario())
+
+
 def test_refused_is_the_requests_mistake_and_failed_is_not():
     async def main():
         rig = Rig()

@@ -15,6 +15,7 @@ from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply import replay
 from tarragon_hpc.orchestrator.journal import Journal, read_journal
 from tarragon_hpc.orchestrator.policy import Policy
+from tarragon_hpc.orchestrator.rules import Rules
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.state import Phase, RunPhase
 from tarragon_hpc.wire.common import Peer
@@ -48,7 +49,9 @@ class Link:
 class World:
     """An orchestrator, everything it touches, and a way to wait for what it does."""
 
-    def __init__(self, tmp_path: Path, **policy: float) -> None:
+    def __init__(
+        self, tmp_path: Path, *, shadows: bool = True, prepare: Any = None, **policy: float
+    ) -> None:
         self.journal = Journal(tmp_path / "journal.jsonl")
         self.calls: list[tuple[Any, ...]] = []
         self.fail: set[str] = set()
@@ -56,12 +59,21 @@ class World:
         self.observed: list[ev.Event] = []
         self.changed = asyncio.Event()
         self.orchestrator = Orchestrator(
-            ev.RunCreated(time.monotonic(), "r", WORKERS, 2, PRIMARIES, SHADOWS),
+            ev.RunCreated(
+                time.monotonic(),
+                "r",
+                WORKERS,
+                2,
+                PRIMARIES,
+                SHADOWS if shadows else {"ew0": [], "ew1": []},
+                Rules(shadows=int(shadows)),
+            ),
             journal=self.journal,
             launcher=self,
             policy=Policy(**({"start_timeout_s": 60.0} | policy)),
             silence_bound_s=0.2,
             observe=self.observe,
+            prepare=prepare or (lambda workers, beside: None),
         )
 
     # Launcher
