@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.ma  # noqa: F401 - np.unique would at its first call, in the middle of a failover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
