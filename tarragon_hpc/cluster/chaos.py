@@ -71,9 +71,11 @@ class Chaos:
         """
         if fault == SLOW:
             await self._slow(victim, factor, lasts_s or 0.0)
-        elif victim.signal(fault):
+            return
+        struck = time.monotonic()  # the other side may be ahead of us once the signal is out
+        if victim.signal(fault):
             try:
-                await self._record(victim.target, fault, time.monotonic())
+                await self._record(victim.target, fault, struck)
                 if fault == STOP and lasts_s is not None:
                     await asyncio.sleep(lasts_s)
             finally:
