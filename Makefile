@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 DEMO := demo-out
 
-.PHONY: help install native demo test check format clean
+.PHONY: help install native demo test check stress format clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -53,6 +53,17 @@ test: install  ## everything: lint, types, layout, unit and end-to-end tests
 
 check: install  ## lint, types and layout only
 	$(BIN)/python -m pytest -q tests/test_lint.py tests/test_layout.py tests/test_configs.py
+
+stress: install  ## 200 kills, 100 stops, 50 slow-downs of EWs under load, every token compared
+	@mkdir -p bench-out
+	set -e; for family in mixtral qwen3-moe deepseek-v3; do \
+	  test -e bench-out/$$family/tokenizer.json || \
+	    $(BIN)/tarragon model tiny $$family bench-out/$$family; \
+	  bench="$(BIN)/tarragon bench failover --model bench-out/$$family"; \
+	  $$bench --fault kill --count 67 --overlap 0.25 --json bench-out/$$family-kill.json; \
+	  $$bench --fault stop --count 34 --json bench-out/$$family-stop.json; \
+	  $$bench --fault slow --count 17 --json bench-out/$$family-slow.json; \
+	done
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .

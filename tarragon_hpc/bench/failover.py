@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 FAULTS = ("kill", "stop", "slow")
 ROLES = ("ew", "aw")
 
-_PROMPT_TOKENS = 10
+_SHORT = (1, 20)
+_LONG = (100, 250)
 _SETTLE_S = 2.0
 
 
@@ -46,6 +47,7 @@ def run(
     fault: str = "kill",
     streams: int = 16,
     seed: int = 0,
+    overlap: float = 0.0,
     new_tokens: int = 256,
     steady_s: float = 8.0,
     restart: bool = True,
@@ -55,8 +57,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure and print; returns {"summary": {"gap_ms_p50": …}, …}, and draws `png` if wanted.
 
-    kill: the role that is hit. fault: one kind, or several with commas. Raises UserError for
-    what is not allowed, before anything starts.
+    kill: the role that is hit. fault: one kind, or several with commas. overlap: the share of
+    faults that are followed by another before they are overcome. Raises UserError for what is not
+    allowed, before anything starts.
     """
     kinds = _checked(kill, fault, png)
     console = console or Console()
@@ -75,7 +78,7 @@ def run(
     ):
         steady = asyncio.run(_steady(service, prompts, streams, steady_s))
         disturbed, injected = asyncio.run(
-            _disturbed(service, prompts, streams, kill, kinds, count, rng, seed, say)
+            _disturbed(service, prompts, streams, kill, kinds, count, rng, seed, overlap, say)
         )
         if restart:
             again = coarse_restart(service, config, Path(scratch) / "again", prompts[:streams])
@@ -84,6 +87,7 @@ def run(
     result["problem"] = injected.problem
     result["options"] = {
         "kill": kill, "fault": fault, "streams": streams, "seed": seed, "new_tokens": new_tokens,
+        "overlap": overlap,
     }  # fmt: skip
     console.print(as_table(result))
     if injected.problem is not None:
@@ -96,13 +100,17 @@ def run(
 
 
 def make_prompts(rng: random.Random, count: int, vocab: int, new_tokens: int) -> list[Prompt]:
-    """Random prompts with answers of different lengths: streams begin and end all the time."""
+    """Random prompts with answers of different lengths: streams begin and end all the time.
+
+    Every fourth prompt is long, so that faults meet prefills as well.
+    """
+    lengths = [rng.randint(*(_LONG if n % 4 == 0 else _SHORT)) for n in range(count)]
     return [
         Prompt(
-            [rng.randrange(3, vocab) for _ in range(_PROMPT_TOKENS)],
+            [rng.randrange(3, vocab) for _ in range(length)],
             rng.randint(new_tokens // 2, new_tokens + new_tokens // 2),
         )
-        for _ in range(count)
+        for length in lengths
     ]
 
 
@@ -133,6 +141,7 @@ async def _disturbed(
     count: int,
     rng: random.Random,
     seed: int,
+    overlap: float,
     say: Callable[[str], None],
 ) -> tuple[list[Stream], Injected]:
     if not count:
@@ -142,7 +151,14 @@ async def _disturbed(
     try:
         await asyncio.sleep(_SETTLE_S)
         injected = await inject(
-            service.run_dir, role=role, faults=kinds, count=count, rng=rng, seed=seed, say=say
+            service.run_dir,
+            role=role,
+            faults=kinds,
+            count=count,
+            rng=rng,
+            seed=seed,
+            say=say,
+            overlap=overlap,
         )
         await asyncio.sleep(_SETTLE_S)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.client import Head
+    from tarragon_hpc.cluster.faults import Target
     from tarragon_hpc.observe.story import Story
 
 _POLL_S = 0.05
 _PAUSE_S = (0.5, 2.5)
+_OVERLAP_S = (0.0, 0.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,13 @@ async def inject(
     rng: random.Random,
     seed: int,
     say: Callable[[str], None],
+    overlap: float = 0.0,
     patience_s: float = 60.0,
 ) -> Injected:
     """So many faults, each of a random worker of the role that serves.
+
+    overlap: the share of faults that the next one does not wait for: it strikes another worker (or
+    the successor) during the failover, or while the successor joins.
 
     Ends early if the service does not get whole within `patience_s` after one, or is gone.
     """
@@ -82,19 +89,34 @@ async def inject(
     async with head_of(run_dir) as head:
         chaos = Chaos(run_dir, head, lambda _: None, seed=seed)
         tail = StoryTail(run_dir / TIMELINE)
-        for number in range(count):
+        while len(injections) < count:
             await asyncio.sleep(rng.uniform(*_PAUSE_S))
-            planned = draw_fault(rng, 0.0, faults)
+            together = 2 if rng.random() < overlap and len(injections) + 2 <= count else 1
+            struck: list[tuple[str, str]] = []
             try:
-                target = planned.choose(await chaos.serving([role]))
-                async with chaos.aim(target.worker) as victim:
-                    await chaos.strike(victim, planned.fault, lasts_s=planned.lasts_s)
+                async with contextlib.AsyncExitStack() as held:
+                    for more in range(together):
+                        await asyncio.sleep(rng.uniform(*_OVERLAP_S) if more else 0.0)
+                        planned = draw_fault(rng, 0.0, faults)
+                        target = planned.choose(await _somebody(chaos, role, patience_s))
+                        victim = await held.enter_async_context(chaos.aim(target.worker))
+                        await chaos.strike(victim, planned.fault, lasts_s=planned.lasts_s)
+                        struck.append((planned.fault, str(target)))
                     story = await _recovery(head, tail, patience_s)
             except (ClusterError, UserError) as error:
                 return Injected(injections, str(error))
-            injections.append(_injection(planned.fault, str(target), story))
-            say(f"{number + 1} of {count}: {in_words(injections[-1].story)}")
+            # Of two that overlap the later one's story tells when all was well again.
+            injections += [_injection(fault, who, story) for fault, who in struck]
+            say(f"{len(injections)} of {count}: {in_words(injections[-1].story)}")
     return Injected(injections)
+
+
+async def _somebody(chaos: Chaos, role: str, patience_s: float) -> list[Target]:
+    """The workers of a role that serve; waits until there is one."""
+    async with asyncio.timeout(patience_s):
+        while not (found := await chaos.serving([role])):
+            await asyncio.sleep(_POLL_S)
+    return found
 
 
 def _injection(fault: str, target: str, story: Story) -> Injection:

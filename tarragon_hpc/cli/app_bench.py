@@ -83,6 +83,10 @@ def bench_failover(
     ] = None,
     streams: Annotated[int | None, typer.Option(min=1, help="At once; default: 16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of prompts and faults; default: 0.")] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of faults during which the next one strikes."),
+    ] = None,
     json: JsonFile = None,
     png: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw gaps and throughput over time.")
@@ -92,5 +96,6 @@ def bench_failover(
     from tarragon_hpc.cli.bench import failover
 
     failover(
-        json, model, kill=kill, count=count, fault=fault, streams=streams, seed=seed, png=png
+        json, model, kill=kill, count=count, fault=fault, streams=streams, seed=seed,
+        overlap=overlap, png=png,
     )  # fmt: skip
