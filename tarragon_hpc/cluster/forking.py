@@ -8,9 +8,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -19,6 +16,7 @@ import msgspec
 
 from tarragon_hpc.cluster.forkserver import READY, Order
 from tarragon_hpc.cluster.lifeline import adopt_orphans
+from tarragon_hpc.cluster.processes import kill_group, start_process
 from tarragon_hpc.transport.unix import send_frame
 
 if TYPE_CHECKING:
@@ -157,33 +155,18 @@ class ForkServers:
 
 
 class _Server:
-    """One process. Raises OSError if it cannot be started."""
+    """One process. Raises OSError if it cannot be started.
+
+    It gets the environment of its first worker, so that what reads it during an import finds the
+    usual there.
+    """
 
     def __init__(self, command: list[str], log_file: Path, env: Mapping[str, str]) -> None:
         self.ready = False
-        self.sock, theirs = socket.socketpair()
-        try:
-            with theirs, log_file.open("ab") as output:
-                self.process = subprocess.Popen(
-                    [*command, "--socket", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    # The first worker's, so that what reads it during an import reads the usual.
-                    env={**os.environ, **env, **_OWN},
-                    start_new_session=True,
-                    pass_fds=[theirs.fileno()],
-                )
-            try:
-                self.pidfd = os.pidfd_open(self.process.pid)
-            except OSError:
-                self.kill()
-                self.process.wait()
-                raise
-        except OSError:
-            self.sock.close()
-            raise
+        self.process, self.pidfd, self.sock = start_process(
+            lambda fd: [*command, "--socket", str(fd)], {**env, **_OWN}, log_file
+        )
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.returncode is None:  # else its pid may be somebody else's
+            kill_group(self.process.pid)

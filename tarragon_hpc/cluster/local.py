@@ -10,20 +10,20 @@ group is killed with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
-import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.forkserver import PID_BYTES
+from tarragon_hpc.cluster.processes import kill_group, start_process, wait_for_group
 from tarragon_hpc.cluster.spec import ENTRY
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from tarragon_hpc.ids import Incarnation
 
 _TERM_GRACE_S = 2.0
-# Processes that a dead worker has left are waited for so often.
-_ORPHANS_S = 0.05
-_ORPHANS_TRIES = 100
 _NOT_FOUND = 127  # the exit status of a program that could not be started, as in a shell
 
 log = logging.getLogger(__name__)
@@ -108,7 +105,7 @@ class LocalLauncher:
         if child is not None:
             child.doomed = True
             if child.pid is not None:
-                _kill_group(child.pid)
+                kill_group(child.pid)
 
     async def close(self) -> None:
         """Kill whatever still runs and wait until it is gone."""
@@ -143,28 +140,12 @@ class LocalLauncher:
     def _spawn(self, who: Incarnation) -> _Child:
         """A child started as a program. Raises OSError."""
         spec = self._specs[who.worker]
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs, log_path(self._run_dir, who).open("ab") as output:
-                process = subprocess.Popen(
-                    spec.command(who, self._run_dir, os.getpid(), theirs.fileno()),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **spec.env},
-                    start_new_session=True,
-                    pass_fds=[theirs.fileno()],
-                )
-            try:
-                pidfd = os.pidfd_open(process.pid)
-            except OSError:
-                _kill_group(process.pid)
-                process.wait()
-                raise
-        except OSError:
-            ours.close()
-            raise
-        return _Child(ours, process.pid, pidfd, process)
+        process, pidfd, line = start_process(
+            lambda lifeline: spec.command(who, self._run_dir, os.getpid(), lifeline),
+            spec.env,
+            log_path(self._run_dir, who),
+        )
+        return _Child(line, process.pid, pidfd, process)
 
     def _watch(self, who: Incarnation, child: _Child) -> None:
         loop = asyncio.get_running_loop()
@@ -181,12 +162,7 @@ class LocalLauncher:
             child.delivery.cancel()
         asyncio.get_running_loop().remove_reader(child.line)
         if data := child.line.recv(PID_BYTES):
-            child.pid = int.from_bytes(data, "little")
-            child.pidfd = os.pidfd_open(child.pid)  # it is our child, and not waited for yet
-            log.info("%s was forked: pid %d", who, child.pid)
-            self._watch(who, child)
-            if child.doomed:
-                _kill_group(child.pid)
+            self._adopt(who, child, int.from_bytes(data, "little"))
             return
         child.line.close()
         if child.doomed:
@@ -202,6 +178,21 @@ class LocalLauncher:
         child.line, child.process = spawned.line, spawned.process
         child.pid, child.pidfd = spawned.pid, spawned.pidfd
         self._watch(who, child)
+
+    def _adopt(self, who: Incarnation, child: _Child, pid: int) -> None:
+        try:
+            child.pidfd = os.pidfd_open(pid)
+        except OSError as error:  # out of descriptors: it cannot be watched, so it must not live
+            log.error("%s cannot be watched: %s", who, error)
+            kill_group(pid)
+            os.waitpid(pid, 0)
+            child.line.close()
+            self._never_was(who, child, -signal.SIGKILL)
+            return
+        child.pid = pid
+        self._watch(who, child)
+        if child.doomed:
+            kill_group(pid)
 
     def _never_was(self, who: Incarnation, child: _Child, returncode: int) -> None:
         self._on_ending(who)
@@ -226,12 +217,12 @@ class LocalLauncher:
             self._cut(who)
         assert child.pid is not None
         # The process is a zombie now, so its pid still names its group and nobody else's.
-        _kill_group(child.pid)
+        kill_group(child.pid)
         if child.process is not None:
             returncode = child.process.wait()
         else:
             returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
-        _wait_for_group(child.pid, _ORPHANS_TRIES)
+        wait_for_group(child.pid)
         asyncio.get_running_loop().remove_reader(child.pidfd)
         os.close(child.pidfd)
         self._finish(who, child, returncode)
@@ -258,20 +249,3 @@ def log_tail(path: Path, lines: int = 12, max_bytes: int = 8192) -> str:
     except OSError:
         return ""
     return "\n".join(text.rstrip().splitlines()[-lines:])
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _wait_for_group(pid: int, tries: int) -> None:
-    """Wait for what is left of a killed group, as far as this process has adopted it."""
-    try:
-        while os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
-            pass
-    except ChildProcessError:
-        return
-    if tries > 1:
-        loop = asyncio.get_running_loop()
-        loop.call_later(_ORPHANS_S, _wait_for_group, pid, tries - 1)

@@ -69,15 +69,6 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
-class Expire:
-    """Take what an EW was told to load, and has not, for failed."""
-
-    worker: str
-    incarnation: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Rearrange:
     """Have other EWs hold other experts."""
 
@@ -162,7 +153,6 @@ Action: TypeAlias = (
     | SendTable
     | Load
     | Unload
-    | Expire
     | Rearrange
     | Condemn
     | Fence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from tarragon_hpc.ids import Role
 from tarragon_hpc.orchestrator import events as ev
-from tarragon_hpc.orchestrator.state import GONE, LEAVING, STEADY_S, Failure, Phase, Worker
+from tarragon_hpc.orchestrator.state import GONE, LEAVING, STEADY_S, Failure, Order, Phase, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,23 +50,22 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             known = {"pid": event.pid, "host": event.host, "address": event.address}
             return _move(worker, Phase.REGISTERED, event.at, **known)
         case ev.WorkerWelcomed():
-            told = dict.fromkeys(event.experts, event.at)
-            return forward(replace(worker, loading=told), Phase.LOADING, event.at)
+            told = Order(True, frozenset(event.experts), event.at)
+            return forward(replace(worker, orders=(told,)), Phase.LOADING, event.at)
         case ev.WorkerReady():
             holds = _held(event.detail, worker.loading)
-            ready = replace(worker, detail=event.detail, holds=holds, loading={})
+            ready = replace(worker, detail=event.detail, holds=holds, orders=())
             return _serving(forward(ready, Phase.READY, event.at), event.at)
         case ev.TableSent():
             return replace(worker, table_sent=max(worker.table_sent, event.epoch))
         case ev.TableTaken():
             applied = max(worker.table_applied, event.epoch)
             return _serving(replace(worker, table_applied=applied), event.at)
-        case ev.LoadAsked():
-            told = dict.fromkeys(event.experts, event.at)
-            return replace(worker, loading={**worker.loading, **told})
-        case ev.UnloadAsked():
-            gone = frozenset(event.experts) & worker.holds
-            return replace(worker, holds=worker.holds - gone, dropping=worker.dropping | gone)
+        case ev.LoadAsked() | ev.UnloadAsked():
+            load, experts = isinstance(event, ev.LoadAsked), frozenset(event.experts)
+            order = Order(load, experts, event.at)
+            holds = worker.holds if load else worker.holds - experts
+            return replace(worker, holds=holds, orders=(*worker.orders, order))
         case ev.HoldingReported():
             return _report(worker, event) if worker.live else None
         case ev.WorkerSilent():
@@ -119,25 +118,26 @@ def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
     )
 
 
-def _held(detail: Mapping[str, Any], told: Mapping[int, float]) -> frozenset[int]:
+def _held(detail: Mapping[str, Any], told: frozenset[int]) -> frozenset[int]:
     """What a worker says that it can serve; if it does not say, what it was told to load."""
     parts = [detail.get(key) for key in ("experts", "shadows")]
     lists = [part for part in parts if isinstance(part, list)]
-    return frozenset(e for part in lists for e in part) if lists else frozenset(told)
+    return frozenset(e for part in lists for e in part) if lists else told
 
 
 def _report(worker: Worker, event: ev.HoldingReported) -> Worker:
-    reported = frozenset(event.experts)
-    dropping = worker.dropping & reported
-    loading = {e: at for e, at in worker.loading.items() if e not in reported}
-    failed = {e: f for e, f in worker.failed.items() if e not in reported}
-    if event.error is not None:
-        for expert in loading:
+    """The answer to the oldest order, unless it shows that this order is still to be answered."""
+    reported, failed, orders = frozenset(event.experts), dict(worker.failed), worker.orders
+    if orders and event.error is not None:
+        for expert in orders[0].experts:
             times = failed[expert].times if expert in failed else 0
             failed[expert] = Failure(times + 1, event.at)
-        loading = {}
-    holds = reported - dropping
-    return replace(worker, holds=holds, loading=loading, dropping=dropping, failed=failed)
+        orders = orders[1:]
+    elif orders and orders[0].done(reported):
+        failed = {e: f for e, f in failed.items() if e not in orders[0].experts}
+        orders = orders[1:]
+    changed = replace(worker, failed=failed, orders=orders)
+    return replace(changed, holds=reported - changed.dropping)
 
 
 def _serving(worker: Worker, at: float) -> Worker:
@@ -157,7 +157,7 @@ def forward(worker: Worker, phase: Phase, at: float) -> Worker:
 
 def _end(worker: Worker, at: float, reason: str, **known: Any) -> Worker:
     end = Phase.STOPPED if worker.phase is Phase.STOPPING else Phase.DEAD
-    empty = replace(worker, holds=frozenset(), loading={}, dropping=frozenset())
+    empty = replace(worker, holds=frozenset(), orders=())
     return _move(empty, end, at, reason=worker.reason or reason, **known)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.ids import Role
-from tarragon_hpc.orchestrator.actions import Expire, Load, Unload
+from tarragon_hpc.orchestrator.actions import Load, Unload
 from tarragon_hpc.orchestrator.changes import experts_in_words
 from tarragon_hpc.orchestrator.state import Phase
 
@@ -22,49 +22,52 @@ if TYPE_CHECKING:
     from tarragon_hpc.orchestrator.state import State, Worker
 
 
-def expire(holdings: Holdings, now: float, policy: Policy) -> Iterator[Expire]:
-    """Loads that will not be waited for any longer."""
-    for worker in holdings.live.values():
-        if any(now - at > policy.load_timeout_s for at in worker.loading.values()):
-            reason = f"no answer to a load within {policy.load_timeout_s:g} s"
-            yield Expire(worker.worker, worker.incarnation, reason)
-
-
 def loads(holdings: Holdings, now: float, policy: Policy) -> Iterator[Load]:
     """All that should be loaded now; experts that nobody serves first."""
-    able = [w for w in holdings.live.values() if holdings.placed(w) and w.responsive]
+    able = [w for w in holdings.live.values() if holdings.able(w)]
     rescued: dict[str, list[int]] = {w.worker: [] for w in able}
     hottest = holdings.coldest_first(holdings.homeless)[::-1]
     for expert in hottest:
         heir = min(
             (w for w in able if _takes(w, expert, len(rescued[w.worker]), holdings, now, policy)),
             key=lambda w: (
-                expert not in holdings.goals[w.worker],  # noqa: B023 - used at once
-                len(w.holds | w.loading.keys()) + len(rescued[w.worker]),
+                _failures(w, expert),  # noqa: B023 - used at once
+                expert not in holdings.goals[w.worker],  # noqa: B023
+                len(w.holds | w.loading) + len(rescued[w.worker]),
             ),
             default=None,
         )
-        if heir is not None:
+        if heir is not None and not _soon_at_home(expert, heir, able, holdings):
             rescued[heir.worker].append(expert)
     for worker in able:
-        experts = rescued[worker.worker]
-        for batch in _batches(experts, policy.load_batch):
+        for batch in _batches(worker, rescued[worker.worker], policy.load_batch):
             reason = f"no live worker holds {experts_in_words(batch)}"
             yield Load(worker.worker, worker.incarnation, batch, reason)
-        if not experts and not worker.loading:
+        if not rescued[worker.worker] and not worker.loading:
             yield from _restore(worker, holdings, now, policy)
 
 
 def _restore(worker: Worker, holdings: Holdings, now: float, policy: Policy) -> Iterator[Load]:
-    """What the placement wants an EW to have: the experts with the fewest holders first."""
+    """What the placement wants an EW to have, one batch after the other: the experts with the
+    fewest holders first.
+    """
     lacks = holdings.lacks(worker).difference(holdings.homeless)
     order = sorted(
         (e for e in lacks if not _blocked(worker, e, now, policy)),
         key=lambda e: (len(holdings.holders[e]), -holdings.state.rules.weight(e), e),
     )
-    batch = tuple(order[: int(min(policy.load_batch, max(0, holdings.room(worker))))])
-    if batch:
+    fitting = order[: int(min(len(order), max(0, holdings.room(worker))))]
+    for batch in _batches(worker, fitting, policy.load_batch):
         yield Load(worker.worker, worker.incarnation, batch, "its place is there")
+        return
+
+
+def _soon_at_home(expert: int, heir: Worker, able: Sequence[Worker], holdings: Holdings) -> bool:
+    """Whether an expert had better wait for room where it is placed, which is being made."""
+    goals = holdings.goals
+    return expert not in goals[heir.worker] and any(
+        expert in goals[w.worker] and w.dropping and not _failures(w, expert) for w in able
+    )
 
 
 def _takes(
@@ -76,29 +79,41 @@ def _takes(
     return holdings.room(worker) - more >= 1
 
 
+def _failures(worker: Worker, expert: int) -> int:
+    return worker.failed[expert].times if expert in worker.failed else 0
+
+
 def _blocked(worker: Worker, expert: int, now: float, policy: Policy) -> bool:
-    """Whether an EW failed to load an expert so lately that it should not be asked again."""
-    failure = worker.failed.get(expert)
-    if failure is None:
+    """Whether an EW failed with an expert so lately that it should not be asked again. After the
+    first time it may be, for this expert alone: another of the same order may have been at fault.
+    """
+    times = _failures(worker, expert)
+    if times < 2:
         return False
-    delay = policy.load_retry_s * 2.0 ** min(failure.times - 1, 30)
-    return now < failure.at + min(delay, policy.load_retry_limit_s)
+    pause = min(policy.load_retry_s * 2.0 ** min(times - 2, 30), policy.load_retry_limit_s)
+    return now < worker.failed[expert].at + pause
 
 
-def _batches(experts: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
-    for first in range(0, len(experts), size):
-        yield tuple(experts[first : first + size])
+def _batches(worker: Worker, experts: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Orders of a bearable size; experts with which the EW has failed before go one by one."""
+    fresh = [e for e in experts if e not in worker.failed]
+    for first in range(0, len(fresh), size):
+        yield tuple(fresh[first : first + size])
+    for expert in experts:
+        if expert in worker.failed:
+            yield (expert,)
 
 
-def unloads(holdings: Holdings) -> Iterator[Unload]:
-    """Copies that no table in use names, or that of any AW that still runs requests by it."""
+def unloads(holdings: Holdings, now: float, policy: Policy) -> Iterator[Unload]:
+    """Copies that no table in use names: not that of any AW that may still run requests by it."""
     state = holdings.state
     if not all_aws_follow(state):
         return
     for name, worker in holdings.live.items():
-        idle = sorted(e for n, e in holdings.surplus if n == name and name not in state.table[e])
-        if holdings.placed(worker) and idle:
-            yield Unload(name, worker.incarnation, tuple(idle), "others hold them")
+        idle = [e for n, e in sorted(holdings.surplus) if n == name and name not in state.table[e]]
+        experts = tuple(e for e in idle if not _blocked(worker, e, now, policy))
+        if holdings.able(worker) and experts:
+            yield Unload(name, worker.incarnation, experts, "others hold them")
 
 
 def all_aws_follow(state: State) -> bool:

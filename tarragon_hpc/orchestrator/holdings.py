@@ -20,10 +20,14 @@ Copy = tuple[str, int]
 
 
 class Holdings:
-    """One state, looked at from the experts' side. Cheap to make; everything is worked out once."""
+    """One state, looked at from the experts' side. Cheap to make; everything is worked out once.
 
-    def __init__(self, state: State) -> None:
+    An EW that has not answered an order from before `overdue` is not counted on for new ones.
+    """
+
+    def __init__(self, state: State, overdue: float = float("-inf")) -> None:
         self.state = state
+        self._overdue = overdue
         self.wanted = state.placement.candidates()
         self.goals = {w.worker: state.placement.of(w.worker) for w in state.of(Role.EW)}
         self.live = {w.worker: w for w in state.workers.values() if w.serves_experts}
@@ -56,20 +60,21 @@ class Holdings:
         }
         return frozenset(spare | self._evicted(spare))
 
-    def placed(self, worker: Worker) -> bool:
-        """Whether an EW is to hold experts at all; one that is to leave is not."""
-        return worker.worker in self.state.placement.primaries
+    def able(self, worker: Worker) -> bool:
+        """Whether an EW is to hold experts at all, and does what it is told in time."""
+        stuck = bool(worker.orders) and worker.orders[0].at < self._overdue
+        return worker.worker in self.state.placement.primaries and worker.responsive and not stuck
 
     def room(self, worker: Worker) -> float:
         """How many more experts fit on an EW."""
         capacity = self.state.rules.capacity
         if capacity is None:
             return float("inf")
-        return capacity - len(worker.holds | worker.loading.keys() | worker.dropping)
+        return capacity - len(worker.holds | worker.loading | worker.dropping)
 
     def lacks(self, worker: Worker) -> frozenset[int]:
         """What an EW should hold, and neither holds nor loads nor drops."""
-        has = worker.holds | worker.loading.keys() | worker.dropping
+        has = worker.holds | worker.loading | worker.dropping
         return self.goals[worker.worker] - has
 
     @cached_property
@@ -77,7 +82,8 @@ class Holdings:
         """Orphans that are to be loaded by whoever has room, and that nobody loads yet."""
         if self.state.rules.on_missing != "load":
             return []
-        coming = {expert for worker in self.live.values() for expert in worker.loading}
+        able = filter(self.able, self.live.values())
+        coming = {expert for worker in able for expert in worker.loading}
         return [expert for expert in self.orphans if expert not in coming]
 
     def coldest_first(self, experts: Iterable[int]) -> list[int]:
@@ -105,7 +111,7 @@ class Holdings:
 
         free = 0.0
         for name, worker in self.live.items():
-            if self.placed(worker):
+            if self.able(worker):
                 lacks = self.lacks(worker).difference(self.homeless)
                 soon = sum(name == holder for holder, _ in spare) + len(worker.dropping)
                 left = self.room(worker) + soon - len(lacks)
@@ -119,5 +125,5 @@ class Holdings:
         """Copies that answer for nothing while their primaries live, the coldest first."""
         for expert in self.coldest_first(range(len(self.holders))):
             for name in reversed(self.holders[expert]):
-                if self.placed(self.live[name]) and self.wanted[expert][:1] != (name,):
+                if self.able(self.live[name]) and self.wanted[expert][:1] != (name,):
                     yield name, expert

@@ -34,7 +34,7 @@ def outcome(action: ac.Action, state: State, now: float) -> ev.Event | None:
         case ac.EndRun():
             return ev.RunEnded(now)
         case _:
-            return _about_worker(action, state, now)
+            return _about_worker(action, state.epoch, now)
 
 
 _AboutWorker = (
@@ -42,7 +42,6 @@ _AboutWorker = (
     | ac.SendTable
     | ac.Load
     | ac.Unload
-    | ac.Expire
     | ac.Condemn
     | ac.Fence
     | ac.Abandon
@@ -52,22 +51,18 @@ _AboutWorker = (
 )
 
 
-def _about_worker(action: _AboutWorker, state: State, now: float) -> ev.AboutWorker:
+def _about_worker(action: _AboutWorker, epoch: int, now: float) -> ev.AboutWorker:
     who = (action.worker, action.incarnation)
     match action:
         case ac.Greet():
             told = sorted((*(action.experts or ()), *(action.shadows or ())))
             return ev.WorkerWelcomed(now, *who, told)
         case ac.SendTable():
-            return ev.TableSent(now, *who, state.epoch)
+            return ev.TableSent(now, *who, epoch)
         case ac.Load():
             return ev.LoadAsked(now, *who, list(action.experts), action.reason)
         case ac.Unload():
             return ev.UnloadAsked(now, *who, list(action.experts), action.reason)
-        case ac.Expire():
-            worker = state.workers[action.worker]
-            held = sorted(worker.holds | worker.dropping)
-            return ev.HoldingReported(now, *who, held, action.reason)
         case ac.Condemn():
             return ev.WorkerLost(now, *who, action.how, action.reason)
         case ac.Fence():

@@ -66,13 +66,13 @@ def _heal(state: State, now: float, policy: Policy) -> list[Action]:
     actions: list[Action] = [*_condemn(state, now, policy)]
     if actions:  # nothing else may be decided as if these were still there
         return actions
-    holdings = Holdings(state)
+    holdings = Holdings(state, now - policy.load_timeout_s)
     routes: list[Action] = [*_publish(state, holdings), *_send_table(state)]
     actions += [*_fence(state, now, policy), *routes]
-    actions += [*copies.expire(holdings, now, policy), *copies.loads(holdings, now, policy)]
+    actions += copies.loads(holdings, now, policy)
     if not routes:  # first everybody routes around the dead
         actions += [*_start(state), *_replace(state, now, policy)]
-        actions += [*copies.unloads(holdings), *retire(holdings, policy)]
+        actions += [*copies.unloads(holdings, now, policy), *retire(holdings, policy)]
         actions += remove(state, now, policy)
     actions += [*_greet(state), *_rearrange(state, holdings)]
     return actions

@@ -30,7 +30,7 @@ class Policy:
     load_batch: int = 16
     """Experts that an EW is told to load with one message."""
     load_timeout_s: float = 120.0
-    """How long a load may be unanswered before another EW is asked."""
+    """How long an order may be unanswered before other EWs are asked, and this one no more."""
     load_retry_s: float = 5.0
     """Before an EW that could not load an expert is asked again; doubled every time."""
     load_retry_limit_s: float = 300.0

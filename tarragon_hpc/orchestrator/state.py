@@ -52,8 +52,20 @@ class RunPhase(StrEnum):
 STEADY_S = 1.0
 
 
+class Order(NamedTuple):
+    """Experts that an EW was told to load, or to drop if not `load`, and when."""
+
+    load: bool
+    experts: frozenset[int]
+    at: float
+
+    def done(self, held: frozenset[int]) -> bool:
+        """Whether who holds this has carried it out."""
+        return self.experts <= held if self.load else self.experts.isdisjoint(held)
+
+
 class Failure(NamedTuple):
-    """Loads that failed in a row: how many, and when the last did."""
+    """Orders that failed in a row: how many, and when the last did."""
 
     times: int
     at: float
@@ -89,12 +101,10 @@ class Worker:
 
     holds: frozenset[int] = frozenset()
     """Experts that this EW can serve now."""
-    loading: Mapping[int, float] = field(default_factory=dict)
-    """Experts that it was told to load and has not answered for; when it was told."""
-    dropping: frozenset[int] = frozenset()
-    """Experts that it was told to drop and has not answered for."""
+    orders: tuple[Order, ...] = ()
+    """What it was told to load or drop and has not answered for; it answers in this order."""
     failed: Mapping[int, Failure] = field(default_factory=dict)
-    """Experts that it could not load."""
+    """Experts that it could not load or drop."""
 
     started: float = 0.0
     """When this incarnation's process was started."""
@@ -110,6 +120,16 @@ class Worker:
     """It is to leave the run once nothing depends on it."""
     draining: bool = False
     """This AW finishes what it runs and gets nothing new."""
+
+    @property
+    def loading(self) -> frozenset[int]:
+        """Experts that this EW was told to load and has not answered for."""
+        return frozenset(e for order in self.orders if order.load for e in order.experts)
+
+    @property
+    def dropping(self) -> frozenset[int]:
+        """Experts that this EW was told to drop and has not answered for."""
+        return frozenset(e for order in self.orders if not order.load for e in order.experts)
 
     @property
     def live(self) -> bool:

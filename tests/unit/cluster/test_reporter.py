@@ -91,7 +91,7 @@ def test_every_step_of_healing_has_its_line(story):
     assert lines == [
         {"event": "worker suspected", **ew0, "by": "aw0.1", "reason": "slow"},
         {"event": "worker trusted again", **ew0, "by": "aw0.1"},
-        {"event": "table published", "epoch": 2, "short": 2, "missing": 2},
+        {"event": "table published", "epoch": 2, "holders": "ew0.1", "short": 2, "missing": 2},
         {"event": "load asked", **ew0, "experts": "2-3", "reason": "why"},
         {"event": "experts held", **ew0, "experts": "0-2", "error": "3: no such file"},
         {"event": "unload asked", **ew0, "experts": "2", "reason": "others hold them"},

@@ -48,7 +48,7 @@ class Process:
 
     who: Incarnation
     alive: bool = True
-    deaf: bool = False
+    busy: float = 0.0
     holds: set[int] = field(default_factory=set)
     table: tuple[tuple[str, ...], ...] = ()
     peers: dict[str, Process] = field(default_factory=dict)
@@ -152,15 +152,14 @@ class World:
                 table, epoch = self.state.table, self.state.epoch
                 peers = {w: self.processes[self.current(w)] for row in table for w in row}
                 self.later(process, lambda: self.route(process, epoch, table, peers))
-            case ac.Load() if self.rng.random() < self.trouble / 3:
-                self.tell(process, ev.HoldingReported, sorted(process.holds), "no such file")
-            case ac.Load() if self.rng.random() < self.trouble / 9:
-                pass  # it never answers
-            case ac.Load():
-                self.later(process, lambda: self.hold(process, action.experts))
-            case ac.Unload():
-                process.holds -= set(action.experts)
-                self.tell(process, ev.HoldingReported, sorted(process.holds))
+            case ac.Load() | ac.Unload():
+                if self.rng.random() < self.trouble / 9:
+                    process.busy += 8  # it hangs
+                if isinstance(action, ac.Unload):
+                    process.holds -= set(action.experts)
+                bad = isinstance(action, ac.Load) and self.rng.random() < self.trouble / 3
+                experts = () if bad or isinstance(action, ac.Unload) else action.experts
+                self.later(process, lambda: self.hold(process, experts, bad))
             case ac.Fence() if process.alive:
                 self.die(process)
             case ac.Stop() | ac.Drain():
@@ -172,9 +171,12 @@ class World:
         process.table, process.peers = table, peers
         self.record(ev.TableTaken(self.now, *process.who, epoch))
 
-    def hold(self, process: Process, experts: tuple[int, ...]) -> None:
+    def hold(self, process: Process, experts: tuple[int, ...], bad: bool) -> None:
         process.holds |= set(experts)
-        self.record(ev.HoldingReported(self.now, *process.who, sorted(process.holds)))
+        capacity = self.state.rules.capacity
+        assert capacity is None or len(process.holds) <= capacity
+        error = "no such file" if bad else None
+        self.record(ev.HoldingReported(self.now, *process.who, sorted(process.holds), error))
 
     def leave(self, process: Process, reason: str) -> None:
         self.record(ev.WorkerLeaving(self.now, *process.who, reason))
@@ -203,8 +205,7 @@ class World:
     def soon(self, what: Callable[[], object], process: Process | None = None) -> None:
         after = self.now + self.rng.expovariate(5)
         if process is not None:
-            after = max(after, getattr(process, "busy", 0.0))
-            process.busy = after
+            process.busy = after = max(after, process.busy)
         heapq.heappush(self._due, (after, next(self._order), what))
 
     # Time.
@@ -263,10 +264,12 @@ class World:
         assert [w for w in state.of(Role.EW) if w.retired and w not in holders] == []
         assert set(state.placement.primaries) == {w.worker for w in holders}
         for worker in holders:
-            assert not worker.loading
-            assert not worker.dropping
+            assert not worker.orders
         room = len(holders) * capacity
-        if room >= state.placement.experts:
-            assert all(w.holds == state.placement.of(w.worker) for w in holders)
+        for worker in holders if room >= state.placement.experts else ():
+            # Unless it is full of experts that only it has, and whose places are as full.
+            alone = [e for e in worker.holds if state.table[e] == (worker.worker,)]
+            stuck = len(worker.holds) == capacity and set(alone) - state.placement.of(worker.worker)
+            assert worker.holds == state.placement.of(worker.worker) or stuck
         unserved = [e for e, row in enumerate(state.table) if not row]
         assert len(unserved) == max(0, state.placement.experts - room)

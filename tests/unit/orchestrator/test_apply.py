@@ -209,11 +209,15 @@ def test_what_an_ew_holds_is_what_it_says(scenario):
     scenario.happen(ev.LoadAsked, "ew0", 1, [2, 3], "why not")
     scenario.happen(ev.UnloadAsked, "ew0", 1, [1], "not needed")
     assert (scenario["ew0"].holds, scenario["ew0"].dropping) == ({0}, {1})
-    scenario.happen(ev.HoldingReported, "ew0", 1, [0, 1, 2])
-    assert (scenario["ew0"].holds, set(scenario["ew0"].loading)) == ({0, 2}, {3})
-    scenario.happen(ev.HoldingReported, "ew0", 1, [0, 2], "3: no such file")
-    assert (scenario["ew0"].dropping, scenario["ew0"].loading) == (frozenset(), {})
-    assert scenario["ew0"].failed[3].times == 1
+    scenario.happen(ev.HoldingReported, "ew0", 1, [0, 1], "3: no such file")
+    assert (scenario["ew0"].holds, scenario["ew0"].loading) == ({0}, frozenset())
+    assert {e: f.times for e, f in scenario["ew0"].failed.items()} == {2: 1, 3: 1}
+    scenario.happen(ev.LoadAsked, "ew0", 1, [2], "again")
+    scenario.happen(ev.HoldingReported, "ew0", 1, [0])
+    assert (scenario["ew0"].dropping, scenario["ew0"].loading) == (frozenset(), {2})
+    scenario.happen(ev.HoldingReported, "ew0", 1, [0, 2])
+    assert (scenario["ew0"].holds, scenario["ew0"].orders) == ({0, 2}, ())
+    assert list(scenario["ew0"].failed) == [3]
     scenario.happen(ev.WorkerExited, "ew0", 1, "killed by SIGKILL")
     assert not scenario["ew0"].holds
 
