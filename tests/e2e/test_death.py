@@ -1,4 +1,7 @@
-"""A worker is killed: seen within 50 ms, its requests end with a clear error, nothing hangs."""
+"""A worker without shadows is killed: seen within 50 ms, nothing hangs, and it is replaced.
+
+An EW's death costs a load from disk; an AW's requests end with a clear error.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,13 @@ def service(tiny_models, tmp_path):
 
 def worker(service: Service, name: str) -> dict[str, Any]:
     return next(w for w in service.status()["workers"] if w["id"] == name)
+
+
+def until_replaced(service: Service, name: str) -> None:
+    deadline = time.monotonic() + 60
+    while (entry := worker(service, name))["state"] != "serving" or entry["incarnation"] < 2:
+        assert time.monotonic() < deadline, entry
+        time.sleep(0.1)
 
 
 async def stream(client: httpx.AsyncClient, service: Service, tokens: int) -> dict[str, Any]:
@@ -82,16 +92,11 @@ def timeline(service: Service) -> list[dict[str, Any]]:
 
 def test_killed_expert_worker(service):
     results = asyncio.run(kill_under_load(service, "ew1"))
-    for result in results:
-        assert result["tokens"] > 0
-        assert "ew1" in result["error"]["message"]
-    assert worker(service, "ew1")["state"] == "dead"
-    late = asyncio.run(_one(service))
-    assert late["status"] == 503
-    assert "expert" in late["error"]["message"]
-    # The rest of the service lives, and says what is wrong.
-    assert worker(service, "aw0")["state"] == "serving"
-    assert service.process.poll() is None
+    assert [r["error"] for r in results] == [None] * len(results)
+    assert all(r["done"] and r["tokens"] == 1500 for r in results)
+    until_replaced(service, "ew1")
+    assert worker(service, "aw0")["incarnation"] == 1
+    assert asyncio.run(_one(service))["tokens"] == 8
 
 
 def test_killed_attention_worker(service):
@@ -100,9 +105,9 @@ def test_killed_attention_worker(service):
     assert len(broken) == 4
     assert all("aw0" in r["error"]["message"] for r in broken)
     assert all(r["done"] and r["tokens"] == 1500 for r in results if not r["error"])
-    assert worker(service, "aw0")["state"] == "dead"
     # The other one still serves.
     assert asyncio.run(_one(service))["tokens"] == 8
+    until_replaced(service, "aw0")
 
 
 def test_death_is_seen_within_50_ms(service):
@@ -117,7 +122,6 @@ def test_death_is_seen_within_50_ms(service):
         time.sleep(0.005)
     assert seen
     assert seen[0]["time"] - killed < 0.05
-    assert worker(service, "ew0")["state"] == "dead"
 
 
 async def _one(service: Service) -> dict[str, Any]:
