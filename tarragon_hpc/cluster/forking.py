@@ -57,7 +57,7 @@ class ForkServers:
         self._deaths: dict[Role, int] = {}
         self._given_up: set[Role] = set()
         self._gone: set[asyncio.Future[None]] = set()
-        self._closing = False
+        self._adopting = self._closing = False
 
     def __repr__(self) -> str:
         servers = (f"{r}: {'ready' if s.ready else 'starting'}" for r, s in self._servers.items())
@@ -98,12 +98,15 @@ class ForkServers:
             server.kill()
 
     async def close(self) -> None:
-        """End all of them; returns when they are gone."""
+        """End all of them; returns when they are gone. Nothing is adopted any more then."""
         self._closing = True
         for server in list(self._servers.values()):
             server.kill()
         while self._gone:
             await asyncio.wait(self._gone)
+        if self._adopting:
+            self._adopting = False
+            adopt_orphans(False)
 
     def _start(self, role: Role, env: Mapping[str, str]) -> _Server | None:
         if self._closing or role in self._given_up:
@@ -111,6 +114,7 @@ class ForkServers:
         loop = asyncio.get_running_loop()
         try:
             adopt_orphans()
+            self._adopting = True
             server = _Server(self._command(role), self._run_dir / "logs" / f"fork-{role}.log", env)
         except OSError as error:
             log.warning("no fork server of %s: %s", role, error)

@@ -28,12 +28,12 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(adopt: bool = True) -> None:
     """From now on descendants of this process whose parent has ended become its own children.
 
-    Raises OSError if the kernel refuses.
+    False: no more. Raises OSError if the kernel refuses.
     """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, adopt)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -292,6 +292,12 @@ def test_close_ends_everything_also_what_is_not_there_yet(bench):
         await made.launcher.close()
         assert gone(server)
         assert made.exits == {EW0: -signal.SIGKILL}
+        orphan = await asyncio.create_subprocess_exec(
+            "sh", "-c", "sleep 0.01 & echo $!", stdout=subprocess.PIPE
+        )
+        pid = int((await orphan.communicate())[0])
+        with pytest.raises(ChildProcessError):  # this process adopts nobody any more
+            os.waitpid(pid, 0)
         assert not log_path(made.run_dir, EW0).read_text()
         assert "nothing runs" in repr(made.launcher)
 
