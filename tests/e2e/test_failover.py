@@ -80,7 +80,8 @@ class Crowd:
 
     def scale(self, count: int) -> None:
         command = [sys.executable, "-m", "tarragon_hpc.cli", "scale"]
-        subprocess.Popen([*command, str(self.service.run_dir), f"ew={count}"])
+        command += [str(self.service.run_dir), f"ew={count}"]
+        threading.Thread(target=subprocess.run, args=(command,)).start()
 
     def until(self, condition, seconds: float = 30.0) -> dict[str, Any]:
         end = time.monotonic() + seconds
@@ -199,9 +200,9 @@ def test_the_head_is_not_needed_and_scaling_is_not_noticed(tiny_models, tmp_path
         # More and fewer EWs, under load.
         for count in (3, 2):
             people.check((0.1, lambda n=count: people.scale(n)))
+            people.until(lambda s, n=count: sum(w["role"] == "ew" for w in s["workers"]) == n)
             status = people.whole()
             held = {w["id"]: w["experts"] for w in status["workers"] if w["role"] == "ew"}
-            assert len(held) == count
             assert sorted(e for experts in held.values() for e in experts) == list(range(8))
             people.check()
 
