@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def retire(holdings: Holdings, policy: Policy) -> Iterator[Stop | Drain]:
     """Let go who is retired: an EW when no AW routes to it, an AW when it has finished."""
     state = holdings.state
-    named = {name for row in state.table for name in row}
+    named = state.named
     others = any(w.phase is Phase.SERVING and w.member for w in state.of(Role.AW))
     for worker in state.workers.values():
         if not worker.retired or worker.phase in LEAVING | {Phase.PLANNED}:
@@ -34,7 +34,7 @@ def retire(holdings: Holdings, policy: Policy) -> Iterator[Stop | Drain]:
 
 def remove(state: State, now: float, policy: Policy) -> Iterator[Remove]:
     """Forget who is retired and gone, and named nowhere."""
-    named = {name for row in state.table for name in row}
+    named = state.named
     for worker in state.workers.values():
         gone = worker.phase is Phase.PLANNED or accounted_for(worker, now, policy)
         if worker.retired and gone and worker.worker not in named:

@@ -279,7 +279,7 @@ class Orchestrator:
             self.record(ev.WorkerStarted(time.monotonic(), *who, pid))
 
     def _table(self) -> to_worker.Table:
-        named = {name for holders in self.state.table for name in holders}
+        named = self.state.named
         peers = [
             Peer(w.worker, w.incarnation, dict(w.address))
             for w in self.state.of(Role.EW)

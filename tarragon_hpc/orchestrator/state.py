@@ -167,6 +167,11 @@ class State:
     stale: int = 0
     """Events about an incarnation that is not the current one; they changed nothing else."""
 
+    @property
+    def named(self) -> frozenset[str]:
+        """The EWs in the published table."""
+        return frozenset(name for holders in self.table for name in holders)
+
     def of(self, role: Role) -> list[Worker]:
         """The workers of a role, in order of their number."""
         return [w for w in self.workers.values() if w.role is role]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tarragon_hpc.bench.injection import is_whole
 from tarragon_hpc.bench.load import Load, Prompt
 from tarragon_hpc.bench.service import Service, serving
 from tarragon_hpc.cluster.faults import Victim, find_target
@@ -94,9 +95,7 @@ class Crowd:
 
     def whole(self) -> dict[str, Any]:
         """Wait until every worker serves and every expert has all its replicas."""
-        return self.until(
-            lambda s: s["state"] == "serving" and all(w["state"] == "serving" for w in s["workers"])
-        )
+        return self.until(is_whole)
 
     def timeline(self) -> list[dict[str, Any]]:
         text = (self.service.run_dir / "timeline.jsonl").read_text()
