@@ -82,7 +82,6 @@ class ServingLoop:
         self._inbox = inbox
         self._send = send
         self._publish = publish
-        self._peers: dict[str, Peer] = {}
         self._kept: list[ToWorker] = []
         self._draining: str | None = None
         self._leaving: str | None = None
@@ -141,9 +140,8 @@ class ServingLoop:
                 self._send(Refused(*self._who, request, str(error), error.param))
 
     def _apply(self, table: Table) -> None:
-        self._peers = {peer.worker: peer for peer in table.peers}
-        ert = ERT.of(table.epoch, table.candidates)
-        self._refe.apply_table(ert, self._peers)
+        peers = {peer.worker: peer for peer in table.peers}
+        self._refe.apply_table(ERT.of(table.epoch, table.candidates), peers)
         self._send(TableApplied(*self._who, table.epoch))
 
     def _step(self) -> None:

@@ -96,12 +96,12 @@ class Exchange:
             nbytes = chunk.assignment.pack(
                 part, channel.request(slot), hidden, self.sequence, ticket.layer, 0
             )
-            pairs = chunk.parts[part][2]
-            self._posted(ticket, channel, slot, nbytes, chunk, part, None, pairs)
+            channel.post(slot, nbytes)
+            self._sent(nbytes)
+            self.owe(ticket, chunk, part, channel, slot, self.sequence, self._clock())
         if len(blocked) == len(chunk.unsent):
             return False
         chunk.unsent = blocked
-        ticket.blocked_since = None
         return True
 
     def post_pieces(self, ticket: Ticket, routes: Routes) -> bool:
@@ -134,44 +134,56 @@ class Exchange:
                 layer=ticket.layer,
                 flags=wire.FLAG_REPLAY,
             )
-            self._posted(
-                ticket, channel, slot, nbytes, chunk, piece.part, piece, piece.pairs, routes.epoch
+            channel.post(slot, nbytes)
+            self._sent(nbytes)
+            self.owe(
+                ticket,
+                chunk,
+                piece.part,
+                channel,
+                slot,
+                self.sequence,
+                self._clock(),
+                again=(piece, routes.epoch),
             )
             self._stats.replayed_pairs += piece.pairs
             moved = True
         return moved
 
-    def _posted(
+    def owe(
         self,
         ticket: Ticket,
-        channel: ClientChannel,
-        slot: int,
-        nbytes: int,
         chunk: Chunk,
         part: int,
-        piece: Piece | None,
-        pairs: int,
-        epoch: int | None = None,
+        channel: ClientChannel,
+        slot: int,
+        sequence: int,
+        sent: float,
+        again: tuple[Piece, int] | None = None,
     ) -> None:
-        channel.post(slot, nbytes)
-        now = self._clock()
+        """A message is on its way since `sent`: a part, or `again` a piece of it under an epoch."""
+        piece, epoch = again or (None, chunk.routes.epoch)
+        pairs = chunk.parts[part][2] if piece is None else piece.pairs
+        ticket.blocked_since = None
         ticket.inflight.sent(
             Owed(
                 channel.peer,
                 channel.peer_incarnation,
                 channel,
                 slot,
-                self.sequence,
-                chunk.routes.epoch if epoch is None else epoch,
+                sequence,
+                epoch,
                 chunk.first,
                 part,
                 piece,
                 pairs,
-                now,
-                now + self._health.patience(channel.peer, pairs),
-                now + self._timeout_s,
+                sent,
+                sent + self._health.patience(channel.peer, pairs),
+                sent + self._timeout_s,
             )
         )
+
+    def _sent(self, nbytes: int) -> None:
         self._stats.messages += 1
         self._stats.request_bytes += nbytes
 

@@ -234,7 +234,7 @@ class Healer:
         workers = self.ert.workers
         for piece in pieces:
             avoid = self._peers.health.avoided | late | {piece.blame}
-            owners = owners_of(self.ert, self._peers.lost(), avoid)
+            owners = owners_of(self.ert, self._peers.lost().keys(), avoid)
             for owner, part in split(piece, owners).items():
                 if owner == len(workers):
                     rescue.orphans.append(part)

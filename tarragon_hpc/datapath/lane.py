@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tarragon_hpc import native
-from tarragon_hpc.datapath.inflight import Owed
 from tarragon_hpc.datapath.ticket import Chunk
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class FastLane:
         stats: RefeStats,
         health: Health,
         probe_s: float,
-        timeout_s: float,
     ) -> None:
         self._probe_s = probe_s
         self._lane = lane
@@ -46,7 +44,6 @@ class FastLane:
         self._exchange = exchange
         self._stats = stats
         self._health = health
-        self._timeout_s = timeout_s
 
     def send(self, ticket: Ticket) -> bool:
         """Send everything, or nothing and return False. Raises ValueError for a bad id."""
@@ -73,8 +70,8 @@ class FastLane:
         call = ticket.call
         assert call is not None
         names, patience = self._routes.workers, self._health.patience
-        longest = self._probe_s
-        for index, _, pairs in call.assignment.parts:
+        longest, parts = self._probe_s, call.assignment.parts
+        for index, _, pairs in parts:
             longest = min(longest, patience(names[index], pairs))
         outcome = self._lane.finish(call, weights, out, longest)
         self._stats.wait_s += call.waited_s
@@ -82,9 +79,7 @@ class FastLane:
             self.hand_over(ticket)
             return False
         ticket.lane = ticket.call = None
-        for (index, nbytes, seconds), (_, _, pairs) in zip(
-            call.answers, call.assignment.parts, strict=True
-        ):
+        for (index, nbytes, seconds), (_, _, pairs) in zip(call.answers, parts, strict=True):
             self._stats.answered(names[index], nbytes, seconds)
             self._health.answered(names[index], pairs, seconds)
         return True
@@ -97,26 +92,11 @@ class FastLane:
         chunk = Chunk(0, ticket.rows, call.assignment, self._routes, ticket.topk_ids)
         ticket.chunks[0] = chunk
         chunk.unsent = []
-        for part, ((index, _, pairs), slot) in enumerate(zip(chunk.parts, call.slots, strict=True)):
-            worker, channel = self._routes.workers[index], self._channels[index]
+        for part, ((index, _, _), slot) in enumerate(zip(chunk.parts, call.slots, strict=True)):
+            channel = self._channels[index]
             assert channel is not None
-            ticket.inflight.sent(
-                Owed(
-                    worker,
-                    channel.peer_incarnation,
-                    channel,
-                    slot,
-                    call.first_sequence + part,
-                    self._routes.epoch,
-                    0,
-                    part,
-                    None,
-                    pairs,
-                    call.sent_s,
-                    call.sent_s + self._health.patience(worker, pairs),
-                    call.sent_s + self._timeout_s,
-                )
-            )
+            sequence = call.first_sequence + part
+            self._exchange.owe(ticket, chunk, part, channel, slot, sequence, call.sent_s)
 
 
 def make_lane(
@@ -127,7 +107,6 @@ def make_lane(
     stats: RefeStats,
     health: Health,
     probe_s: float,
-    timeout_s: float,
 ) -> FastLane | None:
     """A lane if the router, the bell and every channel in use have a native side; else None."""
     if native.reason is not None:
@@ -149,4 +128,4 @@ def make_lane(
         sides.append((slots, channel.peer_incarnation))
     sides.append(None)  # nobody
     lane = native.module.Lane(routes.router, sides, bell_side)
-    return FastLane(lane, routes, channels, exchange, stats, health, probe_s, timeout_s)
+    return FastLane(lane, routes, channels, exchange, stats, health, probe_s)

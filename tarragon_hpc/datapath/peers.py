@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.datapath.report import Clearance, Suspicion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from tarragon_hpc.datapath.health import Health
     from tarragon_hpc.datapath.links import Links
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tarragon_hpc.datapath.report import Report
     from tarragon_hpc.datapath.stats import RefeStats
     from tarragon_hpc.transport.base import ClientChannel
+    from tarragon_hpc.wire.common import Peer
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +112,22 @@ class Peers:
         self.generation += 1
         self._reroute()
 
-    def lost(self) -> set[str]:
-        """EWs that cannot be given any work."""
-        gone = {w for w, c in self.links.channels.items() if c.lost is not None}
-        return gone | self.links.down.keys()
+    def lost(self) -> dict[str, str]:
+        """EWs that cannot be given any work, and why."""
+        gone = {w: c.lost for w, c in self.links.channels.items() if c.lost is not None}
+        return gone | self.links.down
+
+    def follow(self, workers: Sequence[str], peers: Mapping[str, Peer], *, wait: bool) -> None:
+        """There is a new table of these EWs; see `Links.update`. What was known of a process that
+        is not there any more is forgotten.
+        """
+        before = {w: self.links.incarnation(w) for w in self.health.known()}
+        self.links.update(workers, peers, self._clock(), wait=wait)
+        for worker, incarnation in before.items():
+            if self.links.incarnation(worker) != incarnation:
+                self.health.forget(worker)
+        self.adopt()
+        self.renew()
 
     def _suspect(self, worker: str, reason: str) -> None:
         log.warning("%s: %s", worker, reason)

@@ -160,20 +160,13 @@ class Refe:
             for ticket in self._open:
                 if ticket.lane is not None:
                     ticket.lane.hand_over(ticket)
-            before = {w: self.links.incarnation(w) for w in self._health.known()}
             self._healer.ert = ert
-            self.links.update(ert.workers, peers, self._clock(), wait=first)
-            for worker, incarnation in before.items():
-                if self.links.incarnation(worker) != incarnation:
-                    self._health.forget(worker)
-            self._peers.adopt()
-            self._peers.renew()
+            self._peers.follow(ert.workers, peers, wait=first)
         return self.down()
 
     def down(self) -> dict[str, str]:
         """The EWs of the table that take no work at the moment, and why."""
-        lost = {w: c.lost for w, c in self.links.channels.items() if c.lost}
-        return lost | self.links.down
+        return self._peers.lost()
 
     def take_masked(self) -> NDArray[np.int64] | None:
         """How many (layer, expert) calls of each row were left out since the last call, for the
@@ -246,7 +239,7 @@ class Refe:
         """Sleep until the bell is not at `seen` any more, or something is due."""
         now = self._clock()
         if not ticket.inflight.unanswered and ticket.blocked_since is None:
-            if (worker := self._blocked(ticket)) is not None:
+            if self._blocked(ticket) is not None:
                 ticket.blocked_since = now
         elif ticket.blocked_since is not None and now >= ticket.blocked_since + self._timeout_s:
             worker = self._blocked(ticket)
@@ -369,5 +362,4 @@ class Refe:
             self.stats,
             self._health,
             self._peers.probes.interval_s,
-            self._timeout_s,
         )

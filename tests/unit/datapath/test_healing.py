@@ -74,6 +74,20 @@ def test_exactly_the_unanswered_rows_are_sent_again(sim, batch):
     assert all(h.flags == 0 for h in sim.ews["ew0"].requests)
 
 
+def test_a_replay_that_is_sent_waits_for_no_slot_any_more(sim, batch):
+    sim.ew("ew0")
+    sim.ew("ew1").mode = "mute"
+    refe = sim.refe()
+    refe.apply_table(*sim.table(1, CROSSED))
+    b = batch(4)
+    ticket = b.dispatch(refe)
+    ticket.blocked_since = sim.now
+    sim.kill("ew1")
+    b.combine(refe, ticket)
+    assert b.right
+    assert ticket.blocked_since is None
+
+
 def test_one_part_may_go_to_several(sim, batch):
     for n in range(4):
         sim.ew(f"ew{n}")
