@@ -19,7 +19,7 @@ from tarragon_hpc.datapath import masking
 from tarragon_hpc.datapath.report import LOST, OVERDUE, SILENT, Failover
 from tarragon_hpc.datapath.reroute import all_of, split, without
 from tarragon_hpc.datapath.routes import owners_of
-from tarragon_hpc.datapath.ticket import Masking
+from tarragon_hpc.datapath.ticket import Outage
 from tarragon_hpc.errors import DispatchRefused, ExpertUnavailable
 
 if TYPE_CHECKING:
@@ -94,19 +94,19 @@ class Healer:
         if ticket.rescue is None:
             return
         for owed in answers:
-            masked = ticket.rescue.maskings.get(owed.piece.blame) if owed.piece else None
-            if owed.piece is None or masked is None or masked.told:
+            outage = ticket.rescue.outages.get(owed.piece.blame) if owed.piece else None
+            if owed.piece is None or outage is None or outage.told:
                 continue
-            masked.told = True
+            outage.told = True
             self._peers.report(
                 Failover(
                     owed.piece.blame,
-                    masked.incarnation,
-                    masked.how,
-                    masked.detected,
-                    masked.rerouted or masked.detected,
+                    outage.incarnation,
+                    outage.how,
+                    outage.detected,
+                    outage.rerouted or outage.detected,
                     self._clock(),
-                    masked.pairs,
+                    outage.pairs,
                 )
             )
 
@@ -141,7 +141,7 @@ class Healer:
             self._peers.avoid(owed.worker, failure.reason)
         else:
             self._peers.lose(owed.worker, failure.reason)
-        self._masking(ticket, owed, LOST)
+        self._begin_outage(ticket, owed.worker, owed.incarnation, LOST)
         self._rehome(ticket, owed, failure.reason if failure.refused else "")
 
     def _unusable(self, ticket: Ticket, worker: str) -> None:
@@ -151,8 +151,7 @@ class Healer:
         if channel.lost is not None:
             self._peers.lose(worker, channel.lost)
         how = LOST if channel.lost is not None else OVERDUE
-        maskings = ticket.rescued().maskings
-        maskings.setdefault(worker, Masking(channel.peer_incarnation, how, self._clock()))
+        self._begin_outage(ticket, worker, channel.peer_incarnation, how)
 
     def _expired(self, ticket: Ticket, now: float) -> None:
         """Give those up that have not answered for a very long time."""
@@ -161,7 +160,7 @@ class Healer:
             self._peers.cut(owed.worker, self._late())
             if ticket.inflight.awaits(owed):
                 ticket.inflight.withdraw(owed)
-                self._masking(ticket, owed, OVERDUE)
+                self._begin_outage(ticket, owed.worker, owed.incarnation, OVERDUE)
                 self._rehome(ticket, owed, "")
 
     def _silent(self, ticket: Ticket, now: float) -> None:
@@ -198,13 +197,13 @@ class Healer:
             self._peers.avoid(owed.worker, f"{what} for {now - owed.sent:.3f} s")
         self._peers.renew()
         for owed in late:
-            self._masking(ticket, owed, how)
+            self._begin_outage(ticket, owed.worker, owed.incarnation, how)
             self._rehome(ticket, owed, "")
 
-    def _masking(self, ticket: Ticket, owed: Owed, how: str) -> None:
-        maskings = ticket.rescued().maskings
-        if owed.worker not in maskings:
-            maskings[owed.worker] = Masking(owed.incarnation, how, self._clock())
+    def _begin_outage(self, ticket: Ticket, worker: str, incarnation: int, how: str) -> None:
+        """Clock a failure from its first sign."""
+        outage = Outage(incarnation, how, self._clock())
+        ticket.rescued().outages.setdefault(worker, outage)
 
     def _rehome(self, ticket: Ticket, owed: Owed, refused: str) -> None:
         """Have the groups of a failed or overdue message routed that nobody else is asked for."""
@@ -246,10 +245,10 @@ class Healer:
                 if self._asked_already(ticket, worker, part):
                     continue  # there is nobody else: its answer is waited for
                 rescue.queue.append((worker, part))
-                masked = rescue.maskings.get(part.blame)
-                if masked is not None:
-                    masked.rerouted = masked.rerouted or now
-                    masked.pairs += part.pairs
+                outage = rescue.outages.get(part.blame)
+                if outage is not None:
+                    outage.rerouted = outage.rerouted or now
+                    outage.pairs += part.pairs
 
     def _asked_already(self, ticket: Ticket, worker: str, piece: Piece) -> bool:
         channel = self._links.channels[worker]

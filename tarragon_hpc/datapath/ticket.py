@@ -111,7 +111,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Masking:
+class Outage:
     """The failure of one EW, from its detection to the first answer of somebody else."""
 
     incarnation: int
@@ -129,7 +129,7 @@ class Rescue:
     homeless: pieces to be routed; queue: (EW, piece) that wait for a slot
     orphans: pieces whose experts nobody serves; `since` when there have been any
     hedged: sequences that are overdue, and asked elsewhere if that was possible
-    maskings: by EW
+    outages: by EW
     """
 
     homeless: list[Piece] = field(default_factory=list)
@@ -137,7 +137,7 @@ class Rescue:
     orphans: list[Piece] = field(default_factory=list)
     since: float | None = None
     hedged: set[int] = field(default_factory=set)
-    maskings: dict[str, Masking] = field(default_factory=dict)
+    outages: dict[str, Outage] = field(default_factory=dict)
 
     def drop(self, chunk: int, part: int) -> None:
         """A part has its reply: nothing of it needs to be sent any more."""
