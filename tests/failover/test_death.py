@@ -40,12 +40,12 @@ asyncio.run(main())
 """
 
 
-async def seen(service, worker: str, since: float) -> dict[str, Any]:
-    """The first timeline entry about a worker after a moment."""
+async def end_of(service, worker: str, since: float) -> dict[str, Any]:
+    """The first timeline entry after a moment that says how a worker ended."""
     async with asyncio.timeout(10):
         while True:
             for entry in service.timeline():
-                if entry.get("worker") == worker and entry["time"] >= since:
+                if entry.get("worker") == worker and entry["time"] >= since and "detected" in entry:
                     return entry
             await asyncio.sleep(0.001)
 
@@ -59,7 +59,7 @@ def test_deaths_are_seen_within_50_ms_by_timeline_journal_and_status(make_config
                 pid = (await service.worker(name))["pid"]
                 killed = time.time()
                 os.kill(pid, signal.SIGKILL)
-                entry = await seen(service, name, killed)
+                entry = await end_of(service, name, killed)
                 delays.append(entry["time"] - killed)
                 assert entry["event"] == "worker lost"
                 assert entry["incarnation"] == 1
