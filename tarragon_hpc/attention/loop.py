@@ -24,6 +24,7 @@ from tarragon_hpc.wire.to_worker import (
     Fence,
     Load,
     Shutdown,
+    Stores,
     Submit,
     Table,
     ToWorker,
@@ -122,7 +123,9 @@ class ServingLoop:
                 self._draining = self._draining or message.reason
             case Shutdown():
                 self._leaving = message.reason
-            case Welcome() | Fence() | Load() | Unload():  # heard elsewhere, or not for an AW
+            case (
+                Welcome() | Fence() | Load() | Unload() | Stores()
+            ):  # heard elsewhere, or not for an AW
                 pass
             case _:
                 assert_never(message)

@@ -21,6 +21,7 @@ from tarragon_hpc.wire.to_head import (
     Note,
     Refused,
     Register,
+    Resumed,
     ScaleRun,
     StatusQuery,
     StopRun,
@@ -75,6 +76,9 @@ class Sequences(Protocol):
 
     def on_failed(self, message: Failed) -> None:
         """Sequences lost through no fault of theirs."""
+
+    def on_resumed(self, message: Resumed) -> None:
+        """A sequence that another AW had begun goes on."""
 
 
 class ControlServer:
@@ -218,6 +222,8 @@ class ControlServer:
                 self._sequences.on_refused(message)
             case Failed():
                 self._sequences.on_failed(message)
+            case Resumed():
+                self._sequences.on_resumed(message)
             case _:
                 self._workers.receive(message)
         return True

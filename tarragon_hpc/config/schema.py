@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
@@ -105,13 +112,27 @@ class ExpertsConfig(Section):
 class CheckpointConfig(Section):
     """Checkpoint stores (CS): KV segments and the commit ledger."""
 
-    stores: int = Field(0, ge=0)
+    stores: int = Field(
+        0, ge=0, le=64, description="0: what a lost AW's requests need is computed anew"
+    )
+    memory: Bytes = Field(1 << 30, description="KV kept by one store, set aside at its start")
+    replicas: Literal[1, 2] = Field(1, description="stores that keep each request's KV")
+    checksums: bool = Field(True, description="of every KV segment, from cache to cache")
+    queue: Bytes = Field(
+        64 << 20, description="KV that an AW holds for stores that are behind; more is sent later"
+    )
+    slots: int = Field(4, ge=1, le=64, description="messages in flight per (AW, store)")
+    slot_bytes: Bytes = Field(1 << 20, description="of one message")
+    catch_up: Bytes = Field(
+        256 << 20, description="per second and AW: KV sent anew after the loss of a store"
+    )
 
-    @field_validator("stores")
+    @field_validator("replicas")
     @classmethod
-    def _not_yet(cls, value: int) -> int:
-        if value:
-            raise ValueError("KV checkpointing is not built yet; only 0 is allowed")
+    def _enough_stores(cls, value: int, info: ValidationInfo) -> int:
+        stores = info.data.get("stores", value)
+        if 0 < stores < value:
+            raise ValueError(f"needs as many stores, and checkpoint.stores is {stores}")
         return value
 
 
@@ -127,6 +148,12 @@ class GatewayConfig(Section):
         1024, gt=0, description="sequences running or waiting; more are answered with 429"
     )
     max_body: Bytes = Field(16 << 20, description="bytes of one HTTP request")
+    failover_timeout_s: float = Field(
+        60, gt=0, description="longest wait of a request whose AW was lost for another one"
+    )
+    resume_s: float = Field(
+        30, ge=0, description="how long a resumable stream goes on without its client"
+    )
 
 
 class TransportConfig(Section):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tarragon_hpc.wire.common import SamplingSpec, TokenDelta
-    from tarragon_hpc.wire.to_head import Failed, Refused, Tokens
+    from tarragon_hpc.wire.to_head import Failed, Refused, Resumed, Tokens
     from tarragon_hpc.wire.to_worker import ToWorker
 
 
@@ -54,6 +54,7 @@ class Sessions:
         self._longest_gap_s = 0.0
         self._ended: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
+        self._resumed: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         state = "draining" if self._draining else "serving" if self._serving else self._reason
@@ -183,6 +184,11 @@ class Sessions:
             if state is not None:
                 self._leave(state)
                 self._interrupted(state, message.reason)
+
+    def on_resumed(self, message: Resumed) -> None:
+        """An AW goes on with a sequence that another one had begun."""
+        if self._owned(message.worker, message.incarnation, message.request) is not None:
+            self._resumed["restored" if message.restored else "recomputed"] += 1
 
     def stats(self) -> SessionStats:
         """What `status` and `/metrics` show."""

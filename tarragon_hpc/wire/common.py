@@ -21,6 +21,17 @@ class Peer(Part, frozen=True):
     address: dict[str, str]
 
 
+class StructureSpec(Part, frozen=True):
+    """What the output of a sequence must look like: `kind` says how `text` is to be read.
+
+    json: a JSON schema; json_object: any JSON object, `text` is empty; regex; grammar (EBNF);
+    choice: a JSON list of the strings that are allowed.
+    """
+
+    kind: str
+    text: str = ""
+
+
 class SamplingSpec(Part, frozen=True):
     """How the tokens of one sequence are chosen; the names and meanings are vLLM's.
 
@@ -40,6 +51,7 @@ class SamplingSpec(Part, frozen=True):
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
     logprobs: int | None = None
+    structure: StructureSpec | None = None
 
 
 class TokenLogprobs(Part, frozen=True):
@@ -58,7 +70,8 @@ class TokenDelta(Part, frozen=True):
 
     `index` is the position of the first of them in the sequence's output, so that a token that
     arrives twice is seen as such. `finish` is vLLM's finish reason, set on the last delta.
-    `masked`: (token, layer, expert) calls left out because nobody served the expert.
+    `masked`: (token, layer, expert) calls left out because nobody served the expert. `attempt`:
+    that of the Submit it answers.
     """
 
     request: str
@@ -68,3 +81,4 @@ class TokenDelta(Part, frozen=True):
     finish: str | None = None
     stop_reason: int | None = None
     masked: int = 0
+    attempt: int = 1

@@ -60,12 +60,37 @@ class Refused(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """An AW lost sequences through no fault of theirs; the reason names the peer at fault."""
+    """An AW lost sequences through no fault of theirs; the reason names the peer at fault.
+
+    `again`: another AW, or the same one later, may well go on with them.
+    """
 
     worker: str
     incarnation: int
     requests: list[str]
     reason: str
+    again: bool = True
+
+
+class Resumed(Message, frozen=True):
+    """An AW goes on with a sequence that another one had begun; sent with its first new token.
+
+    `restored`: tokens whose KV came from a checkpoint store, `cached`: from the AW's own prefix
+    cache, `computed`: the rest of its tokens, which ran through the model (1 if the commit was
+    current). `nbytes` came from the store; `seconds` from the Submit to the first new token.
+    `reason`: why nothing was restored, or empty.
+    """
+
+    worker: str
+    incarnation: int
+    request: str
+    attempt: int
+    restored: int
+    cached: int
+    computed: int
+    nbytes: int
+    seconds: float
+    reason: str = ""
 
 
 class Suspect(Message, frozen=True):
@@ -158,6 +183,7 @@ ToHead: TypeAlias = (
     | Tokens
     | Refused
     | Failed
+    | Resumed
     | Suspect
     | Cleared
     | Masked

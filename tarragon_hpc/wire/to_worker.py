@@ -39,17 +39,33 @@ class Unload(Message, frozen=True):
 
 
 class Submit(Message, frozen=True):
-    """Run one sequence. `request` is unique in the run and names it in every answer."""
+    """Run one sequence. `request` is unique in the run and names it in every answer.
+
+    `attempt` counts the AWs that it was given to, this one included; answers carry it. `tokens`:
+    what it has produced already, elsewhere; it goes on after them, as if nothing had happened.
+    """
 
     request: str
     prompt: list[int]
     sampling: SamplingSpec
+    attempt: int = 1
+    tokens: list[int] = []
 
 
 class Abort(Message, frozen=True):
-    """Forget these sequences; nothing more is sent for them. Unknown ids are ignored."""
+    """Forget these sequences; nothing more is sent for them. Unknown ids are ignored.
+
+    `moved`: another AW goes on with them, so what the checkpoint stores have of them must stay.
+    """
 
     requests: list[str]
+    moved: bool = False
+
+
+class Stores(Message, frozen=True):
+    """The checkpoint stores that serve now; whatever was said before is void."""
+
+    peers: list[Peer]
 
 
 class Drain(Message, frozen=True):
@@ -70,4 +86,6 @@ class Fence(Message, frozen=True):
     reason: str
 
 
-ToWorker: TypeAlias = Welcome | Table | Load | Unload | Submit | Abort | Drain | Shutdown | Fence
+ToWorker: TypeAlias = (
+    Welcome | Table | Stores | Load | Unload | Submit | Abort | Drain | Shutdown | Fence
+)
