@@ -15,12 +15,14 @@ from vllm.config import CompilationConfig
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.forward_context import get_forward_context
 from vllm.platforms import current_platform
+from vllm.v1.worker import gpu_model_runner
 
 from tarragon_hpc.attention import load_format
 from tarragon_hpc.attention.expert_call import ExpertCalls
 from tarragon_hpc.attention.host_memory import CpuMemory, PinnedMemory
 from tarragon_hpc.attention.masked import masked_by_request
 from tarragon_hpc.attention.remote_experts import check_coverage, remote_experts
+from tarragon_hpc.attention.resume import Resumed
 from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
@@ -49,12 +51,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Sequence:
-    """`internal` is vLLM's own id; `emitted` counts the tokens handed out so far, and `masked` the
-    expert calls that were left out since the last of them.
+    """`internal` is vLLM's own id; `emitted` counts the tokens of its output so far, and `masked`
+    the expert calls that were left out since the last of them.
     """
 
     internal: str
-    emitted: int = 0
+    attempt: int
+    emitted: int
     masked: int = 0
 
 
@@ -100,6 +103,8 @@ class Engine:
         self._limits = Limits(
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
+        self._resumed = Resumed(spec.vocab)
+        self._resumed.teach(gpu_model_runner)
         self._sequences: dict[str, _Sequence] = {}
         self._steps = self._tokens = self._lost_steps = self._finished = 0
         self._calls.serving = True
@@ -118,26 +123,37 @@ class Engine:
         """Number of KV blocks."""
         return int(self._config.cache_config.num_gpu_blocks)
 
-    def add(self, request: str, prompt: Sequence[int], sampling: SamplingSpec) -> None:
-        """Queue a sequence; it joins the next step that has room.
+    def add(
+        self,
+        request: str,
+        prompt: Sequence[int],
+        sampling: SamplingSpec,
+        attempt: int = 1,
+        tokens: Sequence[int] = (),
+    ) -> None:
+        """Queue a sequence that goes on after `tokens`; it joins the next step that has room.
 
         Raises RequestError if it can never run. The engine is none the worse for it.
         """
         if request in self._sequences:
             raise RequestError(f"request: {request!r} runs already", param="request")
-        check_request(prompt, sampling, self._limits)
+        check_request(prompt, sampling, self._limits, tokens)
         try:
             internal = self._llm.add_request(
                 request, {"prompt_token_ids": list(prompt)}, sampling_params(sampling)
             )
         except (ValueError, VLLMClientError) as error:
             raise RequestError(one_line(error), param=getattr(error, "parameter", None)) from error
-        self._sequences[request] = _Sequence(internal)
+        self._sequences[request] = _Sequence(internal, attempt, len(tokens))
+        if tokens:
+            self._resumed.note(self._core.scheduler.requests[internal], tokens)
 
     def abort(self, requests: Iterable[str]) -> None:
         """Forget sequences; unknown ones are ignored."""
-        known = [request for request in requests if self._sequences.pop(request, None)]
+        known = [request for request in requests if request in self._sequences]
         self._llm.abort_request(known)
+        for request in known:
+            self._resumed.forget(self._sequences.pop(request).internal)
 
     def step(self) -> Step:
         """Run the model once over what is scheduled.
@@ -174,7 +190,7 @@ class Engine:
 
     def _delta(self, output: Any) -> TokenDelta:
         sequence = self._sequences[output.request_id]
-        delta = token_delta(output, sequence.emitted, sequence.masked)
+        delta = token_delta(output, sequence.emitted, sequence.masked, sequence.attempt)
         sequence.masked = 0
         sequence.emitted += len(delta.token_ids)
         self._tokens += len(delta.token_ids)
@@ -194,7 +210,7 @@ class Engine:
     def _discard(self, outputs: list[Any]) -> list[str]:
         """Drop every sequence that was in a lost step: its KV cache holds garbage now.
 
-        Full blocks of it have entered the prefix cache, so that is emptied as well.
+        Full blocks of it have entered the prefix cache and are taken out of it.
         """
         lost = {output.request_id for output in outputs}
         running = {request.request_id for request in self._core.scheduler.running}
@@ -203,9 +219,11 @@ class Engine:
             for request, sequence in self._sequences.items()
             if request in lost or sequence.internal in running
         ]
+        cache = self._core.scheduler.kv_cache_manager
+        for request in failed:
+            for blocks in cache.get_block_ids(self._sequences[request].internal):
+                cache.evict_blocks(set(blocks))
         self.abort(failed)
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("KV blocks of lost sequences are still in use")
         return failed
 
     def _host_memory(self, spec: ModelSpec, device: DeviceKind) -> HostMemory:
