@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Stream:
-    """One streamed answer, as its client saw it. times: when each of `tokens` arrived."""
+    """One streamed answer, as its client saw it. times: when each of `tokens` arrived.
+
+    id: the service's name of it, once something has come.
+    """
 
     prompt: int
     began: float
@@ -23,6 +26,7 @@ class Stream:
     times: list[float] = field(default_factory=list)
     done: bool = False
     error: str | None = None
+    id: str = ""
 
     def take(self, tokens: Sequence[int], now: float) -> None:
         """Tokens arrived."""

@@ -2,7 +2,11 @@
 
 A real service with shadow experts is kept busy with a constant number of streams. First without
 faults: that gives the right answers and the usual gaps. Then with faults at seeded random moments.
-Last, in the same run, the coarse restart. Greedy and in float32: every answer must be identical.
+Last, in the same run, the coarse restart. In float32, greedy or with a seed per request: every
+answer must be identical.
+
+Where AWs or CSs are hit there are three AWs and a checkpoint store, from which everything is
+restored, however little there is to compute: `checkpoint.restore` is "always".
 """
 
 from __future__ import annotations
@@ -17,25 +21,26 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tarragon_hpc.bench import arrivals as ar
+from tarragon_hpc.bench.aftermath import resumptions
 from tarragon_hpc.bench.failover_report import Record, as_table, summarize
+from tarragon_hpc.bench.failover_setup import FAULTS, ROLES, make_prompts, read_also, service_config
 from tarragon_hpc.bench.injection import Injected, inject
-from tarragon_hpc.bench.load import Load, Prompt
+from tarragon_hpc.bench.load import Load
 from tarragon_hpc.bench.restart import coarse_restart
 from tarragon_hpc.bench.service import serving
+from tarragon_hpc.cluster.rendezvous import TIMELINE
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.models.describe import describe
+from tarragon_hpc.observe.timeline import read_timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tarragon_hpc.bench.arrivals import Stream
+    from tarragon_hpc.bench.injection import Also
+    from tarragon_hpc.bench.load import Prompt
     from tarragon_hpc.bench.service import Service
 
-FAULTS = ("kill", "stop", "slow")
-ROLES = ("ew", "aw")
-
-_SHORT = (1, 20)
-_LONG = (100, 250)
 _SETTLE_S = 2.0
 
 
@@ -48,6 +53,8 @@ def run(
     streams: int = 16,
     seed: int = 0,
     overlap: float = 0.0,
+    also: str | None = None,
+    temperature: float = 0.0,
     new_tokens: int = 256,
     steady_s: float = 8.0,
     restart: bool = True,
@@ -58,15 +65,18 @@ def run(
     """Measure and print; returns {"summary": {"gap_ms_p50": …}, …}, and draws `png` if wanted.
 
     kill: the role that is hit. fault: one kind, or several with commas. overlap: the share of
-    faults that are followed by another before they are overcome. Raises UserError for what is not
-    allowed, before anything starts.
+    faults that are followed by another before they are overcome. also: `ROLE=SHARE`, with this
+    probability a worker of that role is killed together with the one that is hit. temperature: not
+    0: sampling, with a seed for every prompt. Raises UserError for what is not allowed, before
+    anything starts.
     """
     kinds = _checked(kill, fault, png)
+    too = read_also(also, kill)
+    config = service_config(model, kill, streams, overrides or {})
     console = console or Console()
     spec = describe(model)
     rng = random.Random(seed)
-    prompts = make_prompts(rng, 2 * streams, spec.vocab, new_tokens)
-    config = _config(model, streams, overrides or {})
+    prompts = make_prompts(rng, 2 * streams, spec.vocab, new_tokens, temperature)
 
     def say(line: str) -> None:
         console.print(line, highlight=False)
@@ -78,16 +88,17 @@ def run(
     ):
         steady = asyncio.run(_steady(service, prompts, streams, steady_s))
         disturbed, injected = asyncio.run(
-            _disturbed(service, prompts, streams, kill, kinds, count, rng, seed, overlap, say)
+            _disturbed(service, prompts, streams, kill, kinds, count, rng, seed, overlap, too, say)
         )
+        resumed = resumptions(read_timeline(service.run_dir / TIMELINE))
         if restart:
             again = coarse_restart(service, config, Path(scratch) / "again", prompts[:streams])
-    record = Record(steady, disturbed, ar.answers(steady), injected.all, again)
+    record = Record(steady, disturbed, ar.answers(steady), injected.all, again, kill, resumed)
     result = summarize(record)
     result["problem"] = injected.problem
     result["options"] = {
         "kill": kill, "fault": fault, "streams": streams, "seed": seed, "new_tokens": new_tokens,
-        "overlap": overlap,
+        "overlap": overlap, "also": also, "temperature": temperature,
     }  # fmt: skip
     console.print(as_table(result))
     if injected.problem is not None:
@@ -97,21 +108,6 @@ def run(
 
         draw(record, Path(png))
     return result
-
-
-def make_prompts(rng: random.Random, count: int, vocab: int, new_tokens: int) -> list[Prompt]:
-    """Random prompts with answers of different lengths: streams begin and end all the time.
-
-    Every fourth prompt is long, so that faults meet prefills as well.
-    """
-    lengths = [rng.randint(*(_LONG if n % 4 == 0 else _SHORT)) for n in range(count)]
-    return [
-        Prompt(
-            [rng.randrange(3, vocab) for _ in range(length)],
-            rng.randint(new_tokens // 2, new_tokens + new_tokens // 2),
-        )
-        for length in lengths
-    ]
 
 
 async def _steady(
@@ -142,6 +138,7 @@ async def _disturbed(
     rng: random.Random,
     seed: int,
     overlap: float,
+    also: Also | None,
     say: Callable[[str], None],
 ) -> tuple[list[Stream], Injected]:
     if not count:
@@ -159,6 +156,7 @@ async def _disturbed(
             seed=seed,
             say=say,
             overlap=overlap,
+            also=also,
         )
         await asyncio.sleep(_SETTLE_S)
     finally:
@@ -167,21 +165,8 @@ async def _disturbed(
     return load.all, injected
 
 
-def _config(model: str, streams: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "model": {"path": model, "dtype": "float32"},
-        "attention": {"workers": 2, "max_num_seqs": max(8, streams), "kv_cache": "256MiB"},
-        "experts": {"workers": 2, "shadows": 1},
-        "gateway": {"port": 0},
-        # Workers are killed on purpose here, more often than a crash loop would be forgiven.
-        "cluster": {"max_restarts": 1_000_000},
-    }
-    for section, values in overrides.items():
-        config.setdefault(section, {}).update(values)
-    return config
-
-
 def _checked(role: str, fault: str, png: str | None) -> list[str]:
+    """The kinds of faults."""
     kinds = [kind.strip() for kind in fault.split(",")]
     for option, value, allowed in [
         ("--kill", role, ROLES),

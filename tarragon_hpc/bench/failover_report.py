@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tarragon_hpc.bench import arrivals as ar
+from tarragon_hpc.bench.failover_incidents import (
+    add_rows,
+    gaps_of_hit,
+    incidents,
+    summarize_incidents,
+)
+from tarragon_hpc.ids import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tarragon_hpc.bench.aftermath import Resumption
     from tarragon_hpc.bench.arrivals import Stream
     from tarragon_hpc.bench.injection import Injection
     from tarragon_hpc.bench.restart import Restart
@@ -21,17 +29,24 @@ _JOIN_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything that was measured. `expected`: prompt → the tokens without failures."""
+    """Everything that was measured. `expected`: prompt → the tokens without failures; `role`: who
+    was hit; `resumed`: requests that went on on another AW.
+    """
 
     steady: list[Stream]
     disturbed: list[Stream]
     expected: dict[int, list[int]]
     injections: list[Injection]
     restart: Restart | None
+    role: str = Role.EW
+    resumed: list[Resumption] = field(default_factory=list)
 
 
 def summarize(record: Record) -> dict[str, Any]:
-    """The numbers, in milliseconds where the name says so; None where nothing was measured."""
+    """The numbers, in milliseconds where the name says so; None where nothing was measured.
+
+    gap_ms: of the streams of the AW that was hit; of other roles, of all streams.
+    """
     steady = [gap for s in record.steady if (gap := ar.longest_gap(s, 0, float("inf")))]
     gaps, joins, dips = [], [], []
     usual = ar.rate(record.steady, *_span(record.steady))
@@ -45,6 +60,8 @@ def summarize(record: Record) -> dict[str, Any]:
         if usual:
             after = ar.rate(record.disturbed, injection.at, injection.at + 1.0)
             dips.append(1 - after / usual)
+    if record.role == Role.AW:
+        gaps = gaps_of_hit(record.disturbed, incidents(record.injections, record.resumed))
     capacity = [i.capacity_s for i in record.injections if i.capacity_s is not None]
     tally = ar.compare(record.disturbed, record.expected)
     before = ar.compare(record.steady, record.expected)
@@ -70,9 +87,17 @@ def summarize(record: Record) -> dict[str, Any]:
         "restart_gap_ms_p50": _ms(restart_p50),
         "restart_gap_ms_max": _ms(max(waits, default=None)),
     }
+    if record.role != Role.EW:
+        summary |= summarize_incidents(
+            record.steady, record.disturbed, record.injections, record.resumed
+        )
     errors = sorted({s.error for s in [*record.steady, *record.disturbed] if s.error})
     faults = [asdict(injection) for injection in record.injections]
-    return {"summary": summary, "faults": faults, "gaps_ms": list(map(_ms, gaps)), "errors": errors}
+    resumed = [asdict(r) for r in record.resumed]
+    return {
+        "summary": summary, "faults": faults, "gaps_ms": list(map(_ms, gaps)), "resumed": resumed,
+        "errors": errors,
+    }  # fmt: skip
 
 
 def as_table(result: dict[str, Any]) -> Table:
@@ -80,8 +105,9 @@ def as_table(result: dict[str, Any]) -> Table:
     s = result["summary"]
     table = Table(
         title=f"{s['faults']} faults under {s['streams']} streams",
-        caption="longest gap: between two tokens of a stream that was live at a fault, until the "
-        "service was whole again; restart: everything killed, started anew, requests redone",
+        caption="longest gap: between two tokens of a stream that was live at a fault (of an AW: "
+        "that it ran), until the service was whole again; restart: everything killed, started "
+        "anew, requests redone",
     )
     table.add_column("")
     for column in ("p50", "p99", "max"):
@@ -100,6 +126,8 @@ def as_table(result: dict[str, Any]) -> Table:
     ratio = s["restart_ratio"]
     table.add_row("restart / failover", "-" if ratio is None else f"{ratio:.0f}×", "", "")
     table.add_row("streams failed / changed", f"{s['failed']} / {s['changed']}", "", "")
+    if "others" in s:
+        add_rows(table, s)
     return table
 
 

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tarragon_hpc.cluster.chaos import Chaos
 from tarragon_hpc.cluster.client import head_of
 from tarragon_hpc.cluster.fault_plan import draw_fault
+from tarragon_hpc.cluster.faults import KILL
 from tarragon_hpc.cluster.rendezvous import TIMELINE
 from tarragon_hpc.errors import ClusterError, UserError
+from tarragon_hpc.ids import Role
 from tarragon_hpc.observe.story_tail import StoryTail
 from tarragon_hpc.observe.story_words import in_words
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 _PAUSE_S = (0.5, 2.5)
 _OVERLAP_S = (0.0, 0.6)
+_MIDWAY_S = (0.0, 0.1)
+_PROTECT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Injection:
     """A fault and what became of it. `at`, `over_at`: monotonic; over: the service was whole again.
 
     capacity_s: until the capacity was restored, None if none was missed. story: as in `status`.
+    also: a worker of another role that was killed together with it. protected_s: until the KV of
+    all requests was in a checkpoint store (again); None if there is none, or it never was.
     """
 
     fault: str
@@ -43,6 +49,22 @@ class Injection:
     over_at: float
     capacity_s: float | None
     story: dict[str, Any]
+    also: str | None = None
+    protected_s: float | None = None
+
+
+class _Struck(NamedTuple):
+    fault: str
+    worker: str
+    at: float
+    also: str | None
+
+
+class Also(NamedTuple):
+    """With this probability, a worker of this role is killed together with the one that is hit."""
+
+    role: str
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +80,12 @@ def is_whole(status: Mapping[str, Any]) -> bool:
     return status["state"] == "serving" and all(
         worker["state"] == "serving" for worker in status["workers"]
     )
+
+
+def is_protected(status: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint store has the KV of every request, as far as the head knows."""
+    kept = status["checkpoint"]
+    return bool(kept["stores"] and kept["protected"] >= kept["requests"])
 
 
 def capacity_seconds(story: Story) -> float | None:
@@ -76,12 +104,14 @@ async def inject(
     seed: int,
     say: Callable[[str], None],
     overlap: float = 0.0,
+    also: Also | None = None,
     patience_s: float = 60.0,
 ) -> Injected:
     """So many faults, each of a random worker of the role that serves.
 
     overlap: the share of faults that the next one does not wait for: it strikes another worker (or
-    the successor) during the failover, or while the successor joins.
+    the successor) during the failover, or while the successor joins; of an AW, every second of them
+    so soon that the requests may still be on their way.
 
     Ends early if the service does not get whole within `patience_s` after one, or is gone.
     """
@@ -92,21 +122,28 @@ async def inject(
         while len(injections) < count:
             await asyncio.sleep(rng.uniform(*_PAUSE_S))
             together = 2 if rng.random() < overlap and len(injections) + 2 <= count else 1
-            struck: list[tuple[str, str]] = []
+            struck: list[_Struck] = []
             try:
                 async with contextlib.AsyncExitStack() as held:
                     for more in range(together):
-                        await asyncio.sleep(rng.uniform(*_OVERLAP_S) if more else 0.0)
+                        await asyncio.sleep(_overlap_s(rng, role) if more else 0.0)
                         planned = draw_fault(rng, 0.0, faults)
                         target = planned.choose(await _somebody(chaos, role, patience_s))
                         victim = await held.enter_async_context(chaos.aim(target.worker))
+                        with_it = None
+                        if also is not None and not more and rng.random() < also.share:
+                            with_it = await _kill_one(chaos, also.role, rng, patience_s)
+                        struck.append(
+                            _Struck(planned.fault, str(target), time.monotonic(), with_it)
+                        )
                         await chaos.strike(victim, planned.fault, lasts_s=planned.lasts_s)
-                        struck.append((planned.fault, str(target)))
                     story = await _recovery(head, tail, patience_s)
+                    whole = time.monotonic()
+                    protected = await _protection(head) if role != Role.EW else None
             except (ClusterError, UserError) as error:
                 return Injected(injections, str(error))
             # Of two that overlap the later one's story tells when all was well again.
-            injections += [_injection(fault, who, story) for fault, who in struck]
+            injections += [_injection(s, story, whole, protected) for s in struck]
             say(f"{len(injections)} of {count}: {in_words(injections[-1].story)}")
     return Injected(injections)
 
@@ -119,10 +156,45 @@ async def _somebody(chaos: Chaos, role: str, patience_s: float) -> list[Target]:
     return found
 
 
-def _injection(fault: str, target: str, story: Story) -> Injection:
-    now = time.monotonic()
-    at = story.injected if story.injected is not None else now
-    return Injection(fault, target, at, now, capacity_seconds(story), story.describe())
+def _overlap_s(rng: random.Random, role: str) -> float:
+    """How long after a fault the next one strikes that does not wait for its end."""
+    if role == Role.AW and rng.random() < 0.5:
+        return rng.uniform(*_MIDWAY_S)
+    return rng.uniform(*_OVERLAP_S)
+
+
+async def _kill_one(chaos: Chaos, role: str, rng: random.Random, patience_s: float) -> str:
+    """Kill a worker of a role; returns which."""
+    target = rng.choice(await _somebody(chaos, role, patience_s))
+    async with chaos.aim(target.worker) as victim:
+        await chaos.strike(victim, KILL)
+    return str(target)
+
+
+def _injection(struck: _Struck, story: Story, whole: float, protected: float | None) -> Injection:
+    return Injection(
+        struck.fault,
+        struck.worker,
+        struck.at,
+        whole,
+        capacity_seconds(story),
+        story.describe(),
+        struck.also,
+        None if protected is None else protected - struck.at,
+    )
+
+
+async def _protection(head: Head) -> float | None:
+    """When a checkpoint store had everything; None if there is no store, or it takes too long."""
+    end = time.monotonic() + _PROTECT_S
+    while time.monotonic() < end:
+        status = await head.status()
+        if not status["checkpoint"]["wanted"]:
+            return None
+        if is_protected(status):
+            return time.monotonic()
+        await asyncio.sleep(_POLL_S)
+    return None
 
 
 async def _recovery(head: Head, tail: StoryTail, patience_s: float) -> Story:

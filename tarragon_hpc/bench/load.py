@@ -26,14 +26,28 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Prompt(NamedTuple):
-    """What is asked for: token ids, and how many new ones."""
+    """What is asked for: token ids, how many new ones, and how they are chosen."""
 
     tokens: list[int]
     new_tokens: int
+    temperature: float = 0.0
+    seed: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The request that streams it."""
+        body = {
+            "prompt": self.tokens,
+            "max_tokens": self.new_tokens,
+            "temperature": self.temperature,
+            "ignore_eos": True,
+            "stream": True,
+            "return_token_ids": True,
+        }
+        return body if self.seed is None else body | {"seed": self.seed}
 
 
 class Load:
-    """Keeps `streams` requests running, the prompts in turn, greedy.
+    """Keeps `streams` requests running, the prompts in turn.
 
     `all` has every stream that was begun, also those that still run.
     """
@@ -70,29 +84,35 @@ class Load:
     async def _ask(self, number: int) -> Stream:
         stream = Stream(number, time.monotonic())
         self.all.append(stream)
-        prompt = self._prompts[number]
-        body = {
-            "prompt": prompt.tokens,
-            "max_tokens": prompt.new_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "return_token_ids": True,
-        }
-        try:
-            stream.error = await stream_completion(
-                self._endpoint, body, lambda ids: stream.take(ids, time.monotonic())
-            )
-        except OSError as error:
-            stream.error = f"{type(error).__name__}: {error}"
-        stream.done = stream.error is None
+        await follow(self._endpoint, self._prompts[number], stream)
         return stream
 
 
+async def follow(
+    endpoint: str, prompt: Prompt, stream: Stream, heard: Callable[[], None] | None = None
+) -> None:
+    """Ask for a prompt and note what comes in `stream`, to its end, whichever; `heard`: at once
+    after every piece.
+    """
+
+    def take(name: str, ids: list[int]) -> None:
+        stream.take(ids, time.monotonic())
+        stream.id = name
+        if heard is not None:
+            heard()
+
+    try:
+        stream.error = await stream_completion(endpoint, prompt.body(), take)
+    except OSError as error:
+        stream.error = f"{type(error).__name__}: {error}"
+    stream.done = stream.error is None
+
+
 async def stream_completion(
-    endpoint: str, body: dict[str, Any], take: Callable[[list[int]], None]
+    endpoint: str, body: dict[str, Any], take: Callable[[str, list[int]], None]
 ) -> str | None:
-    """Stream one completion; `take` gets its token ids. Returns what went wrong, None if nothing.
+    """Stream one completion; `take` gets its id and new token ids. Returns what went wrong, None if
+    nothing.
 
     Reads our own gateway's answers: one event per HTTP chunk, each on lines of its own. Raises
     OSError if there is no connection.
@@ -121,7 +141,7 @@ async def stream_completion(
             if "error" in event:
                 return str(event["error"]["message"])
             for choice in event["choices"]:
-                take(choice["token_ids"])
+                take(event["id"], choice["token_ids"])
         return "the connection ended before the stream did"
     finally:
         writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 READY = "ready: "
@@ -38,11 +39,27 @@ class Service:
         return result
 
 
+def merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys of another one put in, section by section."""
+    result = dict(config)
+    for key, value in overrides.items():
+        old = result.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        result[key] = merged(old, value) if nested else value
+    return result
+
+
 @contextlib.contextmanager
 def serving(
-    config: dict[str, Any], directory: Path, *, start_timeout_s: float = 300
+    config: dict[str, Any],
+    directory: Path,
+    *,
+    start_timeout_s: float = 300,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Service]:
     """Start `tarragon serve` with this configuration; stop it in good order at the end.
+
+    env: what its environment has beside ours.
 
     The configuration, the run directory and the log go under `directory`. Raises ClusterError with
     the end of the log if it does not come up.
@@ -53,7 +70,13 @@ def serving(
     command = [sys.executable, "-m", "tarragon_hpc.cli", "serve", str(file)]
     command += ["--run-dir", str(run_dir)]
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
     try:
         timer = threading.Timer(start_timeout_s, process.kill)
         timer.start()

@@ -86,7 +86,7 @@ class Generation:
             return_tokens_as_token_ids=request.return_tokens_as_token_ids,
         )
         self._outputs = [SequenceOutput(service.codec, prompt, options) for prompt, _ in work]
-        self._handle = service.sessions.open(work)
+        self._handle = service.sessions.open(work, self.id)
 
     def __repr__(self) -> str:
         return f"Generation({self.id}, {self._handle})"

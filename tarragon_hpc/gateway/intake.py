@@ -83,6 +83,7 @@ class Intake:
             "request resumed",
             *who,
             request=message.request,
+            id=state.name,
             attempt=message.attempt,
             left=str(state.left),
             restored=message.restored,

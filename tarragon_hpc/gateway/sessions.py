@@ -86,11 +86,12 @@ class Sessions:
                 param="n",
             )
 
-    def open(self, work: Sequence[tuple[list[int], SamplingSpec]]) -> Handle:
+    def open(self, work: Sequence[tuple[list[int], SamplingSpec]], name: str = "") -> Handle:
         """Start sequences of (prompt token ids, sampling), all of them or none.
 
-        Raises Unavailable, Overloaded (`max_requests` sequences are open), and what `check_count`
-        raises. The ids must have been validated.
+        name: what the client calls their answer, for the timeline. Raises Unavailable, Overloaded
+        (`max_requests` sequences are open), and what `check_count` raises. The ids must have been
+        validated.
         """
         if (why := self.unavailable()) is not None:
             raise Unavailable(why)
@@ -106,6 +107,7 @@ class Sessions:
                 request=f"{self._prefix}-{next(self._numbers)}",
                 prompt=prompt,
                 sampling=sampling,
+                name=name,
                 opened=now,
                 log=TokenLog(with_logprobs=sampling.logprobs is not None),
             )

@@ -33,7 +33,7 @@ class SequenceState:
 
     Times are seconds of the monotonic clock. owner: the AW incarnation that runs it; None while it
     waits for one and once it has ended. attempt: how many AWs it was given to. error: why it ended
-    early.
+    early. name: what its client calls the answer that it is part of.
 
     Once an AW could not go on with it: `left` is that AW and `reason` why, `stalled` when its last
     token had come (or it was opened), `waits` since when nobody runs it. fruitless: how often in a
@@ -55,6 +55,7 @@ class SequenceState:
     stalled: float = 0.0
     waits: float = 0.0
     fruitless: int = 0
+    name: str = ""
 
     @property
     def progressed(self) -> float:
