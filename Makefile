@@ -8,9 +8,9 @@ PIP := $(BIN)/pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 DEMO := demo-out
 
-.PHONY: help install native demo test check stress format clean
+.PHONY: help install native demo test check stress stress-ew stress-aw stress-cs format clean
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## make .venv: the engine (GPU build if there is an NVIDIA GPU), this package
 	@$(MAKE) --no-print-directory native PYTHON=$(abspath $(BIN)/python)
@@ -54,15 +54,32 @@ test: install  ## everything: lint, types, layout, unit and end-to-end tests
 check: install  ## lint, types and layout only
 	$(BIN)/python -m pytest -q tests/test_lint.py tests/test_layout.py tests/test_configs.py
 
-stress: install  ## 200 kills, 100 stops, 50 slow-downs of EWs under load, every token compared
-	@mkdir -p bench-out
+# Every token that a client gets is compared with the run without faults.
+stress: stress-ew stress-aw stress-cs  ## all faults under load, every token compared
+
+TINY = mkdir -p bench-out; test -e bench-out/$$family/tokenizer.json || \
+  $(BIN)/tarragon model tiny $$family bench-out/$$family
+FAILOVER = $(BIN)/tarragon bench failover --model bench-out/$$family
+
+stress-ew: install  ## 200 kills, 100 stops, 50 slow-downs of EWs
 	set -e; for family in mixtral qwen3-moe deepseek-v3; do \
-	  test -e bench-out/$$family/tokenizer.json || \
-	    $(BIN)/tarragon model tiny $$family bench-out/$$family; \
-	  bench="$(BIN)/tarragon bench failover --model bench-out/$$family"; \
+	  $(TINY); bench="$(FAILOVER)"; \
 	  $$bench --fault kill --count 67 --overlap 0.25 --json bench-out/$$family-kill.json; \
 	  $$bench --fault stop --count 34 --json bench-out/$$family-stop.json; \
 	  $$bench --fault slow --count 17 --json bench-out/$$family-slow.json; \
+	done
+
+stress-aw: install  ## 200 kills of AWs, some with an EW; greedy and sampled
+	set -e; for family in mixtral qwen3-moe deepseek-v3 gpt-oss; do \
+	  $(TINY); bench="$(FAILOVER) --kill aw --overlap 0.25 --also ew=0.25 --no-restart"; \
+	  $$bench --count 25 --json bench-out/$$family-aw.json; \
+	  $$bench --count 25 --temperature 0.8 --seed 1 --json bench-out/$$family-aw-seeded.json; \
+	done
+
+stress-cs: install  ## 50 kills of checkpoint stores
+	set -e; for family in mixtral qwen3-moe deepseek-v3 gpt-oss; do \
+	  $(TINY); \
+	  $(FAILOVER) --kill cs --count 13 --no-restart --json bench-out/$$family-cs.json; \
 	done
 
 format: install  ## rewrite the code in the house format

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.attention.loop import ServingLoop
 from tarragon_hpc.attention.mailbox import Interrupted, Mailbox
 from tarragon_hpc.attention.preload import preload
+from tarragon_hpc.attention.tracer import Tracer
 from tarragon_hpc.checkpoint.courier import Courier
 from tarragon_hpc.datapath.health import Patience
 from tarragon_hpc.datapath.refe import Refe
@@ -57,7 +58,7 @@ def main(context: WorkerContext) -> int:
     Raises ConfigError, ModelError or ClusterError if it cannot be built.
     """
     who = Incarnation(context.worker, context.incarnation)
-    mailbox, gauges = Mailbox(), _Gauges()
+    mailbox, gauges, tracer = Mailbox(), _Gauges(), Tracer(who)
     link = WorkerLink(context, {}, mailbox.put, gauges.read)
     with contextlib.ExitStack() as closing:
         closing.callback(link.close)
@@ -69,7 +70,7 @@ def main(context: WorkerContext) -> int:
             preload()
             mailbox.wait_for_welcome()
             refe = closing.enter_context(_forwarding(context, spec, mailbox))
-            engine = _build(context, spec, refe)
+            engine = _build(context, spec, refe, tracer)
             mailbox.starting = False
         except Interrupted:
             mailbox.starting = False
@@ -84,6 +85,7 @@ def main(context: WorkerContext) -> int:
                 take_turns()
             reason = loop.run()
             engine.close()
+            tracer.write()
         log.info("leaving: %s", reason)
         link.send(Stopping(*who, reason))
     return 0
@@ -126,7 +128,7 @@ def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> It
         bell.close()
 
 
-def _build(context: WorkerContext, spec: ModelSpec, refe: Refe) -> Engine:
+def _build(context: WorkerContext, spec: ModelSpec, refe: Refe, tracer: Tracer) -> Engine:
     """The engine; imports vLLM, which `preload` has prepared.
 
     Its rendezvous file goes where the head cleans up: vLLM leaves it behind when it is killed.
@@ -137,13 +139,15 @@ def _build(context: WorkerContext, spec: ModelSpec, refe: Refe) -> Engine:
         bell = ShmDoorbell(0)  # nobody waits for the courier: no need to spin
         connector = ShmConnector(context.worker, context.incarnation, context.secret, bell)
         courier = Courier(connector, bell, row_bytes, context.config.checkpoint)
+        tracer.stores(courier)
         courier.start()
         return courier
 
     elsewhere, tempfile.tempdir = tempfile.tempdir, str(context.runtime_dir)
     try:
         stores = context.config.checkpoint.stores > 0
-        return Engine(context.config, spec, refe, context.cpus, connect if stores else None)
+        experts = tracer.experts(refe)
+        return Engine(context.config, spec, experts, context.cpus, connect if stores else None)
     finally:
         tempfile.tempdir = elsewhere
 

@@ -44,8 +44,10 @@ def merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     result = dict(config)
     for key, value in overrides.items():
         old = result.get(key)
-        nested = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = merged(old, value) if nested else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
     return result
 
 

@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tarragon_hpc.errors import UserError
+from tarragon_hpc.config import parse_override
+from tarragon_hpc.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def bench(name: str, target: Path | None, **options: Any) -> None:
@@ -42,6 +43,40 @@ def overhead(target: Path | None, model: Path | None, **options: Any) -> None:
 def failover(target: Path | None, model: Path | None, **options: Any) -> None:
     """The failover benchmark; without a model it makes a tiny one for itself."""
     _with_model("failover", "tiny", target, model, options)
+
+
+def checkpoint(target: Path | None, model: Path | None, **options: Any) -> None:
+    """The price of checkpoints; without a model it makes the bench preset's for itself."""
+    _with_model("checkpoint", "bench", target, model, options)
+
+
+def restore(target: Path | None, model: Path | None, **options: Any) -> None:
+    """The restoration benchmark; without a model it makes the bench preset's for itself."""
+    _with_model("restore", "bench", target, model, options)
+
+
+def read_overrides(texts: Iterable[str] | None) -> dict[str, Any] | None:
+    """`a.b=c` … as sections; None of nothing. Raises ConfigError."""
+    sections: dict[str, Any] = {}
+    for text in texts or ():
+        path, value = parse_override(text)
+        node = sections
+        for i, part in enumerate(path[:-1]):
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(".".join(path[: i + 1]), "is a value, not a section")
+        node[path[-1]] = value
+    return sections or None
+
+
+def read_points(text: str | None) -> tuple[int, ...] | None:
+    """`16,64`, each 1 or more; None of nothing. Raises UserError."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise UserError(f"--points {text}: expected numbers of tokens with commas, such as 16,64")
+    return tuple(map(int, parts))
 
 
 def _with_model(

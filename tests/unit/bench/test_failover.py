@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import random
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from tarragon_hpc.bench import failover
+from tarragon_hpc.bench.aftermath import Resumption
 from tarragon_hpc.bench.arrivals import Stream
 from tarragon_hpc.bench.failover_report import Record, as_table, summarize
-from tarragon_hpc.bench.injection import Injection, capacity_seconds, is_whole
+from tarragon_hpc.bench.failover_setup import make_prompts, read_also, service_config
+from tarragon_hpc.bench.injection import Injection, capacity_seconds, is_protected, is_whole
 from tarragon_hpc.bench.restart import Restart
-from tarragon_hpc.errors import UserError
+from tarragon_hpc.config import load_config
+from tarragon_hpc.errors import ConfigError, UserError
 from tarragon_hpc.observe.story import Story
 
 
@@ -107,14 +112,63 @@ def test_a_replacement_that_loads_is_not_whole():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kill": "head"}, "--kill: 'head' is not one of ew, aw"),
+        ({"kill": "head"}, "--kill: 'head' is not one of ew, aw, cs"),
+        ({"kill": "aw", "also": "aw=0.5"}, "--also: 'aw' is not one of ew, cs"),
+        ({"kill": "aw", "also": "ew=2"}, "--also ew=2: expected ROLE=SHARE with a share from 0"),
+        ({"kill": "aw", "also": "ew=x"}, "--also ew=x: expected ROLE=SHARE with a share from 0"),
+        ({"overrides": {"experts": {"shadows": -1}}}, "experts.shadows"),
         ({"fault": "kill,cont"}, "--fault: 'cont' is not one of kill, stop, slow"),
         ({"png": "no/such/folder.png"}, "--png no/such/folder.png: the folder does not exist"),
     ],
 )
 def test_what_is_refused_before_anything_starts(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, ConfigError), match=message):
         failover.run("no-model", **options)
+
+
+@pytest.mark.parametrize(("role", "aws", "stores"), [("ew", 2, 0), ("aw", 3, 1), ("cs", 3, 1)])
+def test_a_store_only_where_it_is_used(role, aws, stores):
+    config = load_config(service_config("m", role, 16, {"experts": {"shadows": 0}}))
+    assert (config.attention.workers, config.checkpoint.stores) == (aws, stores)
+    assert config.experts.shadows == 0
+    assert config.checkpoint.restore == ("always" if stores else "auto")
+    changed = service_config("m", role, 16, {"checkpoint": {"restore": "auto"}})
+    assert load_config(changed).checkpoint.restore == "auto"
+
+
+def test_prompts_are_the_same_whether_sampled_or_not():
+    greedy = make_prompts(random.Random(1), 6, 100, 32)
+    sampled = make_prompts(random.Random(1), 6, 100, 32, 0.8)
+    assert [p[:2] for p in greedy] == [p[:2] for p in sampled]
+    assert {p.seed for p in greedy} == {None}
+    assert [p.seed for p in sampled] == list(range(6))
+
+
+def test_who_else_is_killed():
+    assert read_also(None, "aw") is None
+    assert read_also("ew", "aw") == ("ew", 1.0)
+    assert read_also("ew=0.25", "aw") == ("ew", 0.25)
+
+
+def test_of_an_aw_only_the_streams_that_it_ran_count(record):
+    record.disturbed[0].id, record.disturbed[1].id = "hit", "other"
+    told = Resumption(10.54, "hit", "aw0.1", "aw1.1", 50, 0, 1, 9000, 0.01, 0.04, "")
+    result = summarize(replace(record, role="aw", resumed=[told]))
+    summary = result["summary"]
+    assert (summary["gap_ms_p50"], summary["gap_ms_max"], summary["streams_hit"]) == (40.0, 40.0, 1)
+    assert summary["failover_excess_ms_max"] == pytest.approx(20.0)
+    assert summary["restart_ratio"] == pytest.approx(75.0)
+    assert result["resumed"][0]["computed"] == 1
+    console = Console(width=120, file=io.StringIO())
+    console.print(as_table(result))
+    assert "restored / computed anew" in console.file.getvalue()
+
+
+def test_protected_is_what_a_store_has():
+    kept = {"stores": 1, "protected": 3, "requests": 3}
+    assert is_protected({"checkpoint": kept})
+    assert not is_protected({"checkpoint": kept | {"protected": 2}})
+    assert not is_protected({"checkpoint": kept | {"stores": 0}})
 
 
 def test_a_picture_needs_matplotlib(monkeypatch, tmp_path):

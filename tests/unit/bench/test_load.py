@@ -8,11 +8,13 @@ import json
 
 import pytest
 
-from tarragon_hpc.bench.load import Load, Prompt
+from tarragon_hpc.bench.arrivals import Stream
+from tarragon_hpc.bench.load import Load, Prompt, follow
 
 
 def event(ids):
-    return b"data: " + json.dumps({"choices": [{"token_ids": ids}]}).encode() + b"\n\n"
+    chunk = {"id": "cmpl-1", "choices": [{"token_ids": ids}]}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
 def chunked(*parts):
@@ -59,6 +61,25 @@ def test_every_token_has_its_time():
     assert stream.tokens == [5, 6, 7]
     assert stream.began <= stream.times[0] <= stream.times[1] == stream.times[2]
     assert stream.done
+    assert stream.id == "cmpl-1"
+    assert "seed" not in body
+
+
+def test_sampled_prompts_bring_their_seed():
+    body = Prompt([1], 2, 0.8, 7).body()
+    assert (body["temperature"], body["seed"]) == (0.8, 7)
+
+
+def test_whoever_follows_a_stream_hears_of_every_piece():
+    lengths = []
+
+    async def scenario():
+        async with gateway(GOOD, []) as endpoint:
+            stream = Stream(0, 0.0)
+            await follow(endpoint, Prompt([1], 3), stream, lambda: lengths.append(len(stream.tokens)))
+
+    asyncio.run(scenario())
+    assert lengths == [1, 3]
 
 
 @pytest.mark.parametrize(

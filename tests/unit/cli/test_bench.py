@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from tarragon_hpc.cli.bench import bench, steady
-from tarragon_hpc.errors import UserError
+from tarragon_hpc.cli.bench import bench, read_overrides, read_points, steady
+from tarragon_hpc.errors import ConfigError, UserError
 
 
 @pytest.fixture
@@ -37,3 +37,26 @@ def test_a_file_that_cannot_be_written_is_found_before_the_bench_runs(calls, tmp
     with pytest.raises(UserError, match="the folder does not exist"):
         bench("steady", tmp_path / "no" / "out.json")
     assert calls == []
+
+
+def test_overrides_become_sections():
+    texts = ["attention.workers=4", "experts.batching.min_rows=8", "attention.kv_cache=64MiB"]
+    assert read_overrides(texts) == {
+        "attention": {"workers": 4, "kv_cache": "64MiB"},
+        "experts": {"batching": {"min_rows": 8}},
+    }
+    assert read_overrides([]) is None
+
+
+@pytest.mark.parametrize("texts", [["attention"], ["a=1", "a.b=2"]])
+def test_overrides_that_are_none(texts):
+    with pytest.raises(ConfigError):
+        read_overrides(texts)
+
+
+def test_points():
+    assert read_points(None) is None
+    assert read_points("16, 64") == (16, 64)
+    for text in ("", "16,", "0", "-1", "x"):
+        with pytest.raises(UserError, match="--points"):
+            read_points(text)

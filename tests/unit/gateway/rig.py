@@ -29,7 +29,8 @@ class Rig:
             self.sessions.on_worker_serving(worker, 1)
 
     def open(self, *prompts):
-        return self.sessions.open([(prompt, self.spec) for prompt in prompts or ([1],)])
+        work = [(prompt, self.spec) for prompt in prompts or ([1],)]
+        return self.sessions.open(work, "cmpl-1")
 
     def submitted(self):
         return [(w, m.request) for w, m in self.sent if isinstance(m, Submit)]

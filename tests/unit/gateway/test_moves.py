@@ -351,8 +351,8 @@ def test_resumptions_are_counted_and_told_with_the_gap(tokens_first):
             assert (event, who) == ("request resumed", ("aw1", 1))
             assert 0.05 <= detail.pop("gap_s") < 0.09
             assert detail == {
-                "request": first, "attempt": 2, "left": "aw0.1", "restored": 9, "cached": 3,
-                "computed": 1, "nbytes": 4096, "seconds": 0.02, "reason": "why",
+                "request": first, "id": "cmpl-1", "attempt": 2, "left": "aw0.1", "restored": 9,
+                "cached": 3, "computed": 1, "nbytes": 4096, "seconds": 0.02, "reason": "why",
             }  # fmt: skip
             rig.sessions.on_worker_serving("aw0", 2)
             rig.sessions.on_worker_lost("aw1", 1, "killed")
