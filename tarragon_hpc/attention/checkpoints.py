@@ -153,7 +153,6 @@ class Checkpoints:
         kv = self._sequences.get(request.request_id)
         if kv is None or kv.asked:
             return 0
-        kv.cached = cached
         return max(0, kv.usable - cached)
 
     def on_allocated(
@@ -189,7 +188,6 @@ class Checkpoints:
                 continue
             if not kv.opened:
                 self._open(kv)
-            kv.computed += count
             step.append((kv, starts[internal] + count, blocks.get_block_ids(internal)))
         self._saver.plan(step, now)
         self._stepped = (now, scheduled.total_num_scheduled_tokens)

@@ -130,7 +130,7 @@ class Engine:
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
         self._resumed = Resumed(spec.vocab)
-        self._resumed.teach(gpu_model_runner)
+        self._resumed.teach(gpu_model_runner, self._core.scheduler)
         self._sequences: dict[str, _Sequence] = {}
         self._steps = self._tokens = self._lost_steps = self._finished = 0
         if self._checkpoints is not None:
@@ -178,8 +178,7 @@ class Engine:
         sequence = self._sequences[request] = _Sequence(internal, attempt, len(tokens))
         if attempt > 1:
             sequence.began = time.monotonic()
-        if tokens:
-            self._resumed.note(self._core.scheduler.requests[internal], tokens)
+            self._resumed.begin(self._core.scheduler.requests[internal], tokens)
         if self._checkpoints is not None:
             sequence.kv = self._checkpoints.prepare(internal)
 
@@ -255,15 +254,19 @@ class Engine:
         sequence = self._sequences[output.request_id]
         assert sequence.began is not None
         seconds, sequence.began = time.monotonic() - sequence.began, None
-        kv = sequence.kv
-        if kv is None:
-            cached = output.num_cached_tokens or 0
-            computed = len(output.prompt_token_ids) + sequence.emitted - cached
-            found = (0, cached, computed, 0)
-            reason = "there are no checkpoint stores"
-        else:
-            found, reason = (kv.restored, kv.cached, kv.computed, kv.nbytes), kv.reason
-        return Resumption(output.request_id, sequence.attempt, *found, seconds, reason)
+        kv, computed = sequence.kv, self._resumed.computed(sequence.internal)
+        restored = 0 if kv is None else kv.restored
+        total = len(output.prompt_token_ids) + sequence.emitted
+        return Resumption(
+            output.request_id,
+            sequence.attempt,
+            restored=restored,
+            cached=total - restored - computed,
+            computed=computed,
+            nbytes=0 if kv is None else kv.nbytes,
+            seconds=seconds,
+            reason="there are no checkpoint stores" if kv is None else kv.reason,
+        )
 
     def _delta(self, output: Any) -> TokenDelta:
         sequence = self._sequences[output.request_id]
