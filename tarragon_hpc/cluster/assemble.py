@@ -103,9 +103,15 @@ async def assemble(
         detail: dict[str, Any] = dict(message.detail)
         timeline.record(message.event, worker=message.worker, **detail)
 
+    def tell(event: str, worker: str, incarnation: int, **detail: Any) -> None:
+        timeline.record(event, worker=worker, incarnation=incarnation, **detail)
+
     metrics = HeadMetrics()
     sessions = Sessions(
-        lambda worker, message: orchestrator.send(worker, message), config.gateway.max_requests
+        lambda worker, message: orchestrator.send(worker, message),
+        config.gateway.max_requests,
+        failover_timeout_s=config.gateway.failover_timeout_s,
+        tell=tell,
     )
     app = create_app(
         sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
