@@ -88,7 +88,8 @@ async def assemble(
     """
     model = describe_model(config.model.path, config.model.dtype)
     placement = place(model.experts, config.experts, model.expert_bytes)
-    rules = rules_for(model.experts, config.experts, model.expert_bytes)
+    replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
+    rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
     gpus = usable_gpus()
     specs = plan_workers(config, usable_cpus(), gpus)
     places = Places(config, specs, gpus)
