@@ -25,14 +25,15 @@ from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
 from tarragon_hpc.attention.step import Step
+from tarragon_hpc.attention.structured import Grammars
 from tarragon_hpc.attention.validate import Limits, check_request
 from tarragon_hpc.attention.vllm_setup import (
     cpu_threads,
     explain,
     kv_bytes_per_token,
     load_model_class,
+    load_tokenizer,
     one_line,
-    tokenizer_eos,
 )
 from tarragon_hpc.errors import RequestError
 
@@ -50,10 +51,12 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Sequence:
     """`internal` is vLLM's own id; `emitted` counts the tokens handed out so far, and `masked` the
-    expert calls that were left out since the last of them.
+    expert calls that were left out since the last of them. `structure`: what the request calls the
+    field that its output must follow, None if there is none.
     """
 
     internal: str
+    structure: str | None = None
     emitted: int = 0
     masked: int = 0
 
@@ -90,10 +93,12 @@ class Engine:
         except (ValueError, VLLMError) as error:  # pydantic's ValidationError is a ValueError
             raise explain(error) from error
         check_coverage(self._config, spec)
-        eos = tokenizer_eos(spec.path)
+        tokenizer = load_tokenizer(spec.path)
+        eos = None if tokenizer is None else tokenizer.eos_token_id
         # What a tokenizer would tell vLLM; the eos ids of the generation config it reads itself.
         self._llm.input_processor.renderer.get_eos_token_id = lambda: eos
         self._core = self._llm.engine_core.engine_core
+        self._grammars = Grammars(self._core, tokenizer)
         self._runner = self._llm.model_executor.driver_worker.worker.model_runner
         if device == "cpu":
             keep_generators(self._runner)
@@ -132,7 +137,8 @@ class Engine:
             )
         except (ValueError, VLLMClientError) as error:
             raise RequestError(one_line(error), param=getattr(error, "parameter", None)) from error
-        self._sequences[request] = _Sequence(internal)
+        structure = sampling.structure
+        self._sequences[request] = _Sequence(internal, structure.param if structure else None)
 
     def abort(self, requests: Iterable[str]) -> None:
         """Forget sequences; unknown ones are ignored."""
@@ -145,14 +151,18 @@ class Engine:
         If the experts could not be reached, nothing of it counts: see `Step.failed`. Waiting
         sequences stay, and the engine goes on.
         """
+        refused = self._refuse_structures()
+        self._grammars.nap()
         outputs = self._llm.step()
         self._steps += 1
         self._charge_masked()
         loss = self._calls.take_loss()
         if loss is not None:
             self._lost_steps += 1
-            return Step(failed=self._discard(outputs), loss=loss)
-        return Step([self._delta(output) for output in outputs])
+            return Step(failed=self._discard(outputs), loss=loss, refused=refused)
+        stuck = self._refuse_stuck(outputs)
+        tokens = [self._delta(output) for output in outputs if output.request_id not in stuck]
+        return Step(tokens, refused=refused | stuck)
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges for `status`; kv_use is a fraction."""
@@ -170,6 +180,7 @@ class Engine:
     def close(self) -> None:
         """Drop all sequences and give the memory back."""
         self._calls.serving = False
+        self._grammars.close()
         self._llm.engine_core.shutdown()
 
     def _delta(self, output: Any) -> TokenDelta:
@@ -182,6 +193,26 @@ class Engine:
             self._finished += 1
             del self._sequences[output.request_id]
         return delta
+
+    def _refuse_structures(self) -> dict[str, RequestError]:
+        """Drop the sequences that no grammar could be made for."""
+        errors = self._grammars.refused()
+        refused = {
+            r: errors[s.internal] for r, s in self._sequences.items() if s.internal in errors
+        }
+        self.abort(refused)
+        return refused
+
+    def _refuse_stuck(self, outputs: list[Any]) -> dict[str, RequestError]:
+        """Forget the sequences that vLLM has ended because their structure allowed no token."""
+        stuck = {}
+        for output in outputs:
+            sequence = self._sequences[output.request_id]
+            if sequence.structure and output.outputs[0].finish_reason == "error":
+                del self._sequences[output.request_id]
+                error = self._grammars.ended(sequence.internal, sequence.structure)
+                stuck[output.request_id] = error
+        return stuck
 
     def _charge_masked(self) -> None:
         """Note whose rows were computed without some of their experts."""

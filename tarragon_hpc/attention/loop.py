@@ -140,7 +140,7 @@ class ServingLoop:
             try:
                 self._engine.add(request, message.prompt, message.sampling)
             except RequestError as error:
-                self._send(Refused(*self._who, request, str(error), error.param))
+                self._refuse(request, error)
 
     def _apply(self, table: Table) -> None:
         peers = {peer.worker: peer for peer in table.peers}
@@ -149,10 +149,15 @@ class ServingLoop:
 
     def _step(self) -> None:
         step = self._engine.step()
+        for request, error in step.refused.items():
+            self._refuse(request, error)
         if step.tokens:
             self._send(Tokens(*self._who, step.tokens))
         if step.loss is not None:
             self._fail(step.failed, str(step.loss))
+
+    def _refuse(self, request: str, error: RequestError) -> None:
+        self._send(Refused(*self._who, request, str(error), error.param))
 
     def _fail(self, requests: list[str], reason: str) -> None:
         if requests:
