@@ -155,9 +155,7 @@ class Checkpoints:
             return 0
         return max(0, kv.usable - cached)
 
-    def on_allocated(
-        self, request: Any, block_ids: Sequence[Sequence[int]], external: int
-    ) -> None:
+    def on_allocated(self, request: Any, block_ids: Sequence[Sequence[int]], external: int) -> None:
         """There are blocks for what `to_restore` said."""
         kv = self._sequences[request.request_id]
         self._restorer.ask(kv, kv.usable - external, external, block_ids)

@@ -20,9 +20,9 @@ class SequenceKv:
     """One sequence. `vllm` is vLLM's Request.
 
     found: what a store keeps of it, if it was begun elsewhere; held: so many positions of that are
-    right for this sequence; usable: so many are to be restored. asked: the load was handed out, which is done once. opened: its
-    rows are being copied. moved: another AW goes on, so the stores must not forget it.
-    restored: positions that came from a store; reason: why none did.
+    right for this sequence; usable: so many are to be restored. asked: the load was handed out,
+    which is done once. opened: its rows are being copied. moved: another AW goes on, so the stores
+    must not forget it. restored: positions that came from a store; reason: why none did.
     """
 
     request: str
