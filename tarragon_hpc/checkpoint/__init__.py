@@ -1,0 +1,1 @@
+"""KV segments off the AWs: ledger, store, and the AW's side of both."""
