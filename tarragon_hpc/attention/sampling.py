@@ -35,10 +35,10 @@ def sampling_params(spec: SamplingSpec) -> Any:
     )
 
 
-def token_delta(output: Any, index: int, masked: int = 0) -> TokenDelta:
+def token_delta(output: Any, index: int, masked: int = 0, attempt: int = 1) -> TokenDelta:
     """What one engine step added to a sequence that had `index` tokens before.
 
-    `masked`: expert calls that were left out for it meanwhile.
+    `masked`: expert calls that were left out for it meanwhile. `attempt`: of its Submit.
 
     `output` is vLLM's RequestOutput. Its stop_reason is the token id of a stop token, or None for
     the end-of-sequence token.
@@ -52,6 +52,7 @@ def token_delta(output: Any, index: int, masked: int = 0) -> TokenDelta:
         finish=completion.finish_reason,
         stop_reason=completion.stop_reason,
         masked=masked,
+        attempt=attempt,
     )
 
 

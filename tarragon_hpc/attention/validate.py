@@ -32,13 +32,19 @@ class Limits:
     max_logprobs: int
 
 
-def check_request(prompt: Sequence[int], sampling: SamplingSpec, limits: Limits) -> None:
+def check_request(
+    prompt: Sequence[int], sampling: SamplingSpec, limits: Limits, tokens: Sequence[int] = ()
+) -> None:
     """Raise RequestError, naming the field at fault, unless the engine can run the sequence.
 
-    An output that would outgrow the context is not an error: it ends there with reason "length".
+    tokens: what it has produced already, elsewhere. An output that would outgrow the context is
+    not an error: it ends there with reason "length".
     """
     _check_prompt(prompt, limits)
     _check_lengths(sampling)
+    _check_ids("tokens", tokens, limits)
+    if len(tokens) >= min(sampling.max_tokens, limits.max_len - len(prompt)):
+        _refuse("tokens", len(tokens), "are there already: the sequence is complete")
     _check_distribution(sampling)
     _check_ids("stop_token_ids", sampling.stop_token_ids, limits)
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= limits.max_logprobs:

@@ -224,6 +224,13 @@ class Ours:
 
         self.engine.add(request, case.prompt, SamplingSpec(**case.arguments))
 
+    def resume(self, case: Case, tokens: list[int], request: str = "0", attempt: int = 2) -> None:
+        """Go on with a case that has produced some tokens elsewhere."""
+        from tarragon_hpc.wire.common import SamplingSpec
+
+        sampling = SamplingSpec(**case.arguments)
+        self.engine.add(request, case.prompt, sampling, attempt, tokens)
+
     def generate(self, cases: list[Case]) -> list[Output]:
         """Run all cases at once."""
         for i, case in enumerate(cases):
