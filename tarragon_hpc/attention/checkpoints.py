@@ -153,12 +153,9 @@ class Checkpoints:
         kv = self._sequences.get(request.request_id)
         if kv is None or kv.asked:
             return 0
-        kv.cached = cached
         return max(0, kv.usable - cached)
 
-    def on_allocated(
-        self, request: Any, block_ids: Sequence[Sequence[int]], external: int
-    ) -> None:
+    def on_allocated(self, request: Any, block_ids: Sequence[Sequence[int]], external: int) -> None:
         """There are blocks for what `to_restore` said."""
         kv = self._sequences[request.request_id]
         self._restorer.ask(kv, kv.usable - external, external, block_ids)
@@ -189,7 +186,6 @@ class Checkpoints:
                 continue
             if not kv.opened:
                 self._open(kv)
-            kv.computed += count
             step.append((kv, starts[internal] + count, blocks.get_block_ids(internal)))
         self._saver.plan(step, now)
         self._stepped = (now, scheduled.total_num_scheduled_tokens)

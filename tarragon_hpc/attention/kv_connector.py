@@ -71,9 +71,7 @@ class TarragonConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         matched = self._checkpoints.to_restore(request, num_computed_tokens)
         return matched, matched > 0
 
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if num_external_tokens > 0:
             self._checkpoints.on_allocated(request, blocks.get_block_ids(), num_external_tokens)
 

@@ -49,6 +49,7 @@ def test_lists():
     [
         (["ew=3"], (None, {"ew": 3})),
         (["my-run", "ew=3", "aw=2"], ("my-run", {"ew": 3, "aw": 2})),
+        (["cs=0"], (None, {"cs": 0})),
     ],
 )
 def test_sizes(words, sizes):
@@ -61,7 +62,8 @@ def test_sizes(words, sizes):
         (["my-run"], r"expected \[RUN\] ROLE=COUNT"),
         (["ew=0"], "ew=0: must be a number of workers, 1 or more"),
         (["ew=many"], "ew=many: must be a number"),
-        (["cs=1"], "'cs=1': expected ROLE=COUNT with a role of aw, ew"),
+        (["xs=1"], "'xs=1': expected ROLE=COUNT with a role of aw, ew, cs"),
+        (["cs=-1"], "cs=-1: must be a number of workers, 0 or more"),
         (["ew=1", "ew=2"], "ew=2: ew is given twice"),
         (["ew=1", "my-run"], "'my-run': expected ROLE=COUNT"),
     ],
