@@ -76,7 +76,7 @@ stress-aw: install  ## 200 kills of AWs, some with an EW; greedy and sampled
 	  $$bench --count 25 --temperature 0.8 --seed 1 --json bench-out/$$family-aw-seeded.json; \
 	done
 
-stress-cs: install  ## 50 kills of checkpoint stores
+stress-cs: install  ## 52 kills of checkpoint stores
 	set -e; for family in mixtral qwen3-moe deepseek-v3 gpt-oss; do \
 	  $(TINY); \
 	  $(FAILOVER) --kill cs --count 13 --no-restart --json bench-out/$$family-cs.json; \

@@ -28,7 +28,7 @@ class Counting:
 
     def combine(self, ticket, weights, out):
         if self.lost:
-            raise PeerLost("ew0 is gone")
+            raise PeerLost("ew0", "is gone")
         self.stats.reply_bytes += ticket[1]
 
     def take_masked(self):
