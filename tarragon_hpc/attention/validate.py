@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import RequestError
+from tarragon_hpc.wire.structure import problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,17 +33,26 @@ class Limits:
     max_logprobs: int
 
 
-def check_request(prompt: Sequence[int], sampling: SamplingSpec, limits: Limits) -> None:
+def check_request(
+    prompt: Sequence[int], sampling: SamplingSpec, limits: Limits, tokens: Sequence[int] = ()
+) -> None:
     """Raise RequestError, naming the field at fault, unless the engine can run the sequence.
 
-    An output that would outgrow the context is not an error: it ends there with reason "length".
+    tokens: what it has produced already, elsewhere. An output that would outgrow the context is
+    not an error: it ends there with reason "length".
     """
     _check_prompt(prompt, limits)
     _check_lengths(sampling)
+    _check_ids("tokens", tokens, limits)
+    if len(tokens) >= min(sampling.max_tokens, limits.max_len - len(prompt)):
+        _refuse("tokens", len(tokens), "are there already: the sequence is complete")
     _check_distribution(sampling)
     _check_ids("stop_token_ids", sampling.stop_token_ids, limits)
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= limits.max_logprobs:
         _refuse("logprobs", sampling.logprobs, f"must be in [0, {limits.max_logprobs}]")
+    structure = sampling.structure
+    if structure is not None and (wrong := problem(structure)) is not None:
+        raise RequestError(f"{structure.param}: {wrong}", param=structure.param)
 
 
 def _check_prompt(prompt: Sequence[int], limits: Limits) -> None:

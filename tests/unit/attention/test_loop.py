@@ -208,6 +208,17 @@ def test_the_engine_goes_on_after_a_lost_step():
     assert {d.request for m in aw.of(to_head.Tokens) for d in m.items} == {"b"}
 
 
+def test_what_an_engine_refuses_later_on_is_told():
+    aw = Aw()
+    error = RequestError("response_format: no", param="response_format")
+    steps = [Step(refused={"a": error}), Step()]
+    aw.engine.step = lambda: aw.engine.left.clear() or steps.pop(0)
+    aw.run(table(), submit("a"), DRAIN)
+    assert aw.of(to_head.Refused) == [
+        to_head.Refused("aw0", 2, "a", "response_format: no", "response_format")
+    ]
+
+
 def feed(aw, step, messages):
     """Messages that arrive during the next step."""
 
