@@ -170,7 +170,8 @@ class Checkpoints:
             self._courier.free(kv.key, kv.attempt)
 
     def plan(self, scheduled: Any) -> None:
-        """A step is about to run."""
+        """A step is about to run; what is to be restored is sent for, and comes meanwhile."""
+        self._restorer.begin()
         now = time.monotonic()
         self._protection.set_stores(self._courier.stores)
         for answer in self._courier.answers():
@@ -189,10 +190,6 @@ class Checkpoints:
             step.append((kv, starts[internal] + count, blocks.get_block_ids(internal)))
         self._saver.plan(step, now)
         self._stepped = (now, scheduled.total_num_scheduled_tokens)
-
-    def begin_loads(self) -> None:
-        """Send for what is to be restored."""
-        self._restorer.begin()
 
     def on_layer(self, name: str) -> None:
         """The attention of a layer has been computed."""

@@ -93,7 +93,7 @@ class TarragonConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._checkpoints.on_caches(kv_caches, self._layers)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        self._checkpoints.begin_loads()
+        """Loads were begun when the step was scheduled, so that they are there when it is over."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: no layer has to wait."""

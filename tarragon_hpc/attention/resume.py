@@ -17,7 +17,6 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
 _DRAW_LIMIT = 2**31
 
@@ -30,8 +29,8 @@ class Resumed:
         self._tokens: dict[str, list[int]] = {}
         self._computed: dict[str, int] = {}
 
-    def teach(self, runners: ModuleType, scheduler: Any) -> None:
-        """Have the V1 model runners, which live in this module, make their states through here,
+    def teach(self, runners: Any, scheduler: Any) -> None:
+        """Have the model runners of a module (vLLM's V1) make their states through here,
         and see what the scheduler schedules.
         """
         make, schedule = runners.CachedRequestState, scheduler.schedule

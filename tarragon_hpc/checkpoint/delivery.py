@@ -19,9 +19,8 @@ from tarragon_hpc.checkpoint.line import Line
 from tarragon_hpc.checkpoint.looking import Looking, LookResult
 from tarragon_hpc.checkpoint.pieces import Store
 from tarragon_hpc.checkpoint.puts import RowParcel
-from tarragon_hpc.checkpoint.sums import seal
 from tarragon_hpc.ids import Incarnation
-from tarragon_hpc.wire.kv import SUM_ABSENT, SUM_NONE, Run
+from tarragon_hpc.wire.kv_sums import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from tarragon_hpc.checkpoint.traffic import Traffic
     from tarragon_hpc.transport.base import ClientChannel
     from tarragon_hpc.wire.common import Peer
+    from tarragon_hpc.wire.kv import Run
 
 _GATE_S = 0.005  # how long closed gates may hold rows back
 _FETCH_S = 0.5  # how long a store may say nothing during a fetch
@@ -106,15 +106,10 @@ class Delivery:
         if not shares:
             batch.release()  # those stores have been lost meanwhile
             return
-        if self._checksums:
-            row_bytes = self._layout.row_bytes
-            seal(
-                batch.payload, batch.count, row_bytes, batch.keys, batch.positions, batch.sums,
-                batch.gone,
-            )  # fmt: skip
-        else:
-            batch.sums.fill(SUM_NONE)
-            batch.sums[batch.gone != 0] = SUM_ABSENT
+        seal(
+            batch.payload, 0, self._layout.row_bytes, batch.keys, batch.positions, batch.gone,
+            batch.sums, check=self._checksums,
+        )  # fmt: skip
         for line, share in shares:
             capacity = line.channel.geometry.request_bytes
             posted = partial(self._posted, line, batch, share.rows)

@@ -6,7 +6,9 @@ import pytest
 
 from tarragon_hpc.cli import scale as scale_module
 from tarragon_hpc.cli.chaos import Aim, read_aim, read_list
+from tarragon_hpc.cli.sabotage import read_sabotage
 from tarragon_hpc.cli.scale import coverage, read_sizes
+from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import UserError
 
 
@@ -36,6 +38,14 @@ def test_aims(words, at_random, aim):
 def test_mistaken_aims(words, at_random, message):
     with pytest.raises(UserError, match=message):
         read_aim(words, at_random=at_random)
+
+
+def test_stores_can_be_sabotaged_and_hit():
+    config = load_config({"model": {"path": "m"}, "checkpoint": {"stores": 2}})
+    assert read_sabotage("kill:cs1", config) == ("kill", "cs1")
+    with pytest.raises(UserError, match="'cs2' is not one of aw0, aw1, ew0, ew1, cs0, cs1"):
+        read_sabotage("kill:cs2", config)
+    assert read_aim(["stop", "cs0"], at_random=False) == Aim(None, "stop", "cs0")
 
 
 def test_lists():
