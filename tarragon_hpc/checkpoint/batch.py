@@ -48,8 +48,11 @@ class Batch:
     """For the engine thread to fill, and then to `commit` or to `discard`, exactly once.
 
     count: number of rows R, each of one (request, position), in all layers
+    ranges: (key, start, length) of what the rows are, in their order
     keys, positions: [R] uint64 and uint32, whose row each is
-    payload: uint8, the rows of all layers, one layer after another
+    payload: uint8, the rows of all layers, one layer after another, to be written
+    nbytes: of staging memory
+    gone: [layers * R] uint8, 1 for rows that are not in the cache any more; 0 at first
     """
 
     def __init__(
@@ -62,9 +65,12 @@ class Batch:
     ) -> None:
         self.count = count
         self.layout = layout
+        self.ranges: list[tuple[int, int, int]] = []
         self.shares: dict[Store, Share] = {}
+        self.heeded: dict[Store, int] = {}  # see `Line.heeded`, at the time of the plan
         self.open_shares = 0  # stores that have not got all of it yet; the courier's
         self.sealed = False  # the courier's
+        self.nbytes = area.nbytes
         self._area = area
         self._staging = staging
         self._on_commit = on_commit
@@ -138,6 +144,7 @@ def make_batch(
     for group in groups:
         _, key, _, _, start, length = group[0]
         stop = row + length
+        batch.ranges.append((key, start, length))
         if length == 1:
             batch.keys[row], batch.positions[row] = key, start
         else:

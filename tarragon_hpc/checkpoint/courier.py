@@ -26,35 +26,26 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.checkpoint.batch import SLACK, bytes_per_row, make_batch
 from tarragon_hpc.checkpoint.delivery import Delivery
 from tarragon_hpc.checkpoint.dialing import Dialer, in_a_thread
-from tarragon_hpc.checkpoint.fetching import fetched_bytes
 from tarragon_hpc.checkpoint.gate import Gate
 from tarragon_hpc.checkpoint.row_layout import RowLayout
+from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.checkpoint.staging import Staging
 from tarragon_hpc.checkpoint.traffic import Traffic
-from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.wire.kv import Run, put_payload
+from tarragon_hpc.wire.kv import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tarragon_hpc.checkpoint.batch import Batch
-    from tarragon_hpc.checkpoint.delivery import Answered
     from tarragon_hpc.checkpoint.fetching import FetchResult, Sink
     from tarragon_hpc.checkpoint.looking import LookResult
-    from tarragon_hpc.checkpoint.pieces import Piece, Store
+    from tarragon_hpc.checkpoint.pieces import Answered, Piece, Store
     from tarragon_hpc.config.schema import CheckpointConfig
     from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.transport.base import ClientChannel, Connector, Doorbell
     from tarragon_hpc.wire.common import Peer
 
 LOOK_S = 0.25
-
-
-def geometry(layout: RowLayout, config: CheckpointConfig) -> Geometry:
-    """Of the channels to stores: a message has room for one token's rows, with their tables."""
-    put = put_payload(1, 1, layout.layers, commit=True) + layout.token_bytes
-    request, reply = max(config.slot_bytes, put), max(config.slot_bytes, fetched_bytes(layout, 1))
-    return Geometry(config.slots, request, reply)
 
 
 class Courier:
@@ -120,24 +111,37 @@ class Courier:
     def room(self) -> dict[Store, int]:
         """How many rows (of all layers) each store's part of the queue has room for.
 
-        A store that does not listen fills its own part only.
+        A store that does not listen fills its own part only, and soon nothing.
         """
         self._check()
-        lines = self._delivery.lines
+        lines, now = self._delivery.lines, self._clock()
         part = len(self.staging.memory) // max(1, len(lines)) - SLACK
         cost = bytes_per_row(self.layout)
-        return {store: max(0, part - line.queued) // cost for store, line in lines.items()}
+        return {
+            store: 0 if line.deaf(now) else max(0, part - line.queued) // cost
+            for store, line in lines.items()
+        }
 
     def begin(self, pieces: Sequence[Piece]) -> Batch | None:
         """A batch to fill, at least one piece long; None: the queue is full, nothing is copied."""
         self._check()
-        return make_batch(pieces, self.layout, self.staging, self._commit)
+        batch = make_batch(pieces, self.layout, self.staging, self._commit)
+        if batch is not None:
+            lines = self._delivery.lines
+            batch.heeded = {s: lines[s].heeded for s in batch.shares if s in lines}
+        return batch
 
     def answers(self) -> list[Answered]:
         """What stores have answered since the last call."""
         self._check()
+        taken = []
         news = self._delivery.news
-        return [news.popleft() for _ in range(len(news))]
+        for _ in range(len(news)):
+            heeded, answer = news.popleft()
+            if heeded and (line := self._delivery.lines.get(answer.store)) is not None:
+                line.heeded = heeded
+            taken.append(answer)
+        return taken
 
     # For any thread.
 
@@ -191,9 +195,9 @@ class Courier:
 
     def _commit(self, batch: Batch) -> None:
         lines = self._delivery.lines
-        for store, share in batch.shares.items():
-            if store in lines:
-                lines[store].handed += share.rows * bytes_per_row(self.layout)
+        for store in batch.shares:
+            if (line := lines.get(store)) is not None:
+                line.handed += batch.nbytes
         self._order(partial(self._delivery.deliver, batch))
 
     def _dialed(self, who: Incarnation, result: ClientChannel | str) -> None:

@@ -93,7 +93,7 @@ class Dialer:
     def lost(self, who: Incarnation, now: float) -> None:
         """A connection has ended: try again, later."""
         if who in self._peers:
-            self._later[who] = now + _RETRY_S
+            self._later[who] = max(self._later.get(who, 0.0), now + _RETRY_S)
 
     def refused(self, who: Incarnation) -> None:
         """This store and this AW will never come together."""

@@ -9,7 +9,6 @@ import time
 import numpy as np
 
 from tarragon_hpc.checkpoint.courier import Courier
-from tarragon_hpc.checkpoint.sums import row_sum
 from tarragon_hpc.config.schema import CheckpointConfig
 from tarragon_hpc.transport.inproc import (
     InprocConnector,
@@ -17,7 +16,7 @@ from tarragon_hpc.transport.inproc import (
     InprocListener,
     InprocNetwork,
 )
-from tarragon_hpc.wire import kv
+from tarragon_hpc.wire import kv, kv_sums
 from tarragon_hpc.wire.common import Peer
 
 SECRET = b"s" * 32
@@ -27,6 +26,12 @@ def row(key, layer, position, nbytes):
     """The KV row of a position: bytes that tell everything apart."""
     seed = f"{key}/{layer}/{position}/".encode()
     return (seed * (nbytes // len(seed) + 1))[:nbytes]
+
+
+def row_sum(key, layer, position, data):
+    """The sum of one row."""
+    keys, positions = np.array([key], np.uint64), np.array([position], np.uint32)
+    return int(kv_sums.sums_of(keys, layer, positions, np.frombuffer(data, np.uint8)[None])[0])
 
 
 def token(key, position):

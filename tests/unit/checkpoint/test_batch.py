@@ -40,6 +40,9 @@ def test_frames_bring_each_store_what_it_was_to_get(wanted, row_bytes, capacity)
     pieces = [Piece(STORES[s], key, 2, 0, start, n) for s, key, start, n in wanted]
     committed = []
     batch = make_batch(pieces, layout, staging, committed.append)
+    assert [
+        (key, position) for key, start, n in batch.ranges for position in range(start, start + n)
+    ] == list(zip(batch.keys.tolist(), batch.positions.tolist(), strict=True))
     assert batch.count == sum(n for _, _, n in {(k, s, n) for _, k, s, n in wanted})
     batch.commit(fill(batch))
     assert committed == [batch]

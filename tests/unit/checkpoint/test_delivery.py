@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tarragon_hpc.checkpoint.batch import make_batch
-from tarragon_hpc.checkpoint.courier import geometry
-from tarragon_hpc.checkpoint.delivery import Answered, Delivery
+from tarragon_hpc.checkpoint.delivery import Delivery
 from tarragon_hpc.checkpoint.dialing import Dialer
 from tarragon_hpc.checkpoint.gate import Gate
-from tarragon_hpc.checkpoint.pieces import Piece
+from tarragon_hpc.checkpoint.pieces import Answered, Piece
 from tarragon_hpc.checkpoint.row_layout import RowLayout
+from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.checkpoint.staging import Staging
 from tarragon_hpc.checkpoint.traffic import Traffic
 from tarragon_hpc.config.schema import CheckpointConfig
@@ -43,6 +43,11 @@ class Rounds:
         )
         self.delivery = Delivery(self.layout, dialer, self.gate, self.traffic, checksums=checksums)
 
+    @property
+    def news(self):
+        """What stores have answered."""
+        return [answer for _, answer in self.delivery.news]
+
     def wake(self):
         self.wakes += 1
 
@@ -66,11 +71,12 @@ class Rounds:
         assert len(self.delivery.lines) == len(stores)
         return stores if len(stores) > 1 else stores[0]
 
-    def put(self, key=7, start=0, length=1, stores=None):
-        pieces = [
-            Piece(s, key, 1, 0, start, length) for s in stores or self.delivery.lines
-        ]
+    def put(self, key=7, start=0, length=1, stores=None, heeded=0):
+        pieces = [Piece(s, key, 1, 0, start, length) for s in stores or self.delivery.lines]
         batch = make_batch(pieces, self.layout, self.staging, self.delivery.deliver)
+        batch.heeded = dict.fromkeys(batch.shares, heeded)
+        for store in batch.shares.keys() & self.delivery.lines.keys():
+            self.delivery.lines[store].handed += batch.nbytes
         batch.commit(fill(batch))
         return batch
 
@@ -89,9 +95,9 @@ def test_rows_arrive_with_sums_and_tokens_and_are_answered():
     store.check(7, range(3))
     r.serve()
     (line,) = r.delivery.lines.values()
-    assert list(r.delivery.news) == [Answered(line.store, [kv.Run(7, 1, 0, 0, 3)], frozenset())]
+    assert r.news == [Answered(line.store, [kv.Run(7, 1, 0, 0, 3)], frozenset())]
     assert not line.busy()
-    assert line.queued == -line.taken  # `handed` is the courier's business
+    assert line.queued == 0
 
 
 def test_without_checksums_rows_are_marked_so():
@@ -123,7 +129,7 @@ def test_large_batches_come_in_parts_and_count_when_all_is_there():
     assert len(frames) > 8
     assert [f.flags for f in frames] == sorted(f.flags for f in frames)
     assert [f.sequence for f in store.frames] == list(range(1, len(store.frames) + 1))
-    committed = [run for answer in r.delivery.news for run in answer.runs]
+    committed = [run for answer in r.news for run in answer.runs]
     assert committed[0].start == 0
     assert sum(run.length for run in committed) == 40
 
@@ -187,18 +193,16 @@ def test_looks_and_fetches_pass_a_closed_gate_and_waiting_rows():
     r.serve()
     r.gate.close()
     r.put(start=1)
-    results = []
-    r.delivery.look(7, 1, results.append, 0.25, r.now)
+    found, fetched = [], []
+    r.delivery.look(7, 1, found.append, 0.25, r.now)
     (line,) = r.delivery.lines
-    r.delivery.fetch(
-        line, kv.Run(7, 1, 0, 0, 1), lambda *a: True, results.append, r.now
-    )
+    r.delivery.fetch(line, kv.Run(7, 1, 0, 0, 1), lambda *a: True, fetched.append, r.now)
     assert r.serve().on_bell
     store.step()
     r.serve()
-    assert [f.kind for f in store.frames] == [kv.HELLO, kv.PUT, kv.LOOK, kv.FETCH]
-    assert results[0].holders == {line: 1}
-    assert results[1].ok
+    assert {f.kind for f in store.frames[2:]} == {kv.LOOK, kv.FETCH}
+    assert found[0].holders == {line: 1}
+    assert fetched[0].ok
 
 
 def test_answers_to_rows_do_not_wake():
@@ -234,6 +238,64 @@ def test_a_store_that_does_not_listen_does_not_hold_up_the_other():
     assert not puts(deaf)
 
 
+def test_rows_that_a_deaf_store_does_not_take_are_dropped():
+    r = Rounds(slots=1)
+    store = r.connect("cs0")
+    (line,) = r.delivery.lines.values()
+    r.put()
+    r.put(start=1)
+    r.delivery.free(3, 1)
+    r.put(start=2)
+    r.put(start=3)
+    r.serve()
+    r.serve(after=0.24)
+    assert r.staging.used
+    assert not line.deaf(r.now)
+    r.serve(after=0.02)
+    assert line.deaf(r.now)
+    assert not r.staging.used
+    runs = [kv.Run(7, 1, 0, start, 1) for start in (1, 2, 3)]
+    assert list(r.delivery.news) == [(1, Answered(line.store, runs, unsent=True))]
+    store.step()
+    r.serve()
+    assert not line.deaf(r.now)
+    store.step()
+    r.serve()
+    assert store.freed == [(3, 1)]
+
+
+def test_rows_planned_before_the_engine_knows_of_it_are_dropped_too():
+    r = Rounds(slots=1)
+    store = r.connect("cs0")
+    (line,) = r.delivery.lines.values()
+    r.put()
+    r.put(start=1)
+    r.serve()
+    r.serve(after=0.3)
+    store.step()
+    r.put(start=2, heeded=0)
+    r.serve()
+    assert Answered(line.store, [kv.Run(7, 1, 0, 2, 1)], unsent=True) in r.news
+    assert line.queued == 0
+    assert r.staging.used == 0
+    r.put(start=1, length=3, heeded=1)
+    r.serve()
+    store.step()
+    store.check(7, range(4))
+
+
+def test_a_long_pause_makes_no_store_deaf():
+    r = Rounds()
+    store = r.connect("cs0")
+    (line,) = r.delivery.lines.values()
+    r.put()
+    r.serve(after=100)
+    assert not line.deaf(r.now)
+    store.step()
+    r.serve(after=0.1)
+    assert not line.deaf(r.now + 100)
+
+
 def test_rows_for_a_store_that_went_are_dropped():
     r = Rounds()
     store = r.connect("cs0")
@@ -265,7 +327,7 @@ def test_what_waits_for_a_lost_store_is_let_go(how):
     assert not r.delivery.lines
     assert len(results) == 1
     assert not results[0].holders
-    assert r.delivery.news == type(r.delivery.news)()
+    assert r.news == []
 
 
 def test_a_lost_store_is_dialed_again_later_as_a_new_one():
@@ -336,8 +398,8 @@ def test_dropped_runs_are_told_at_once():
     r.serve()
     store.step()
     r.serve()
-    assert all(answer.dropped == {7} for answer in r.delivery.news)
-    assert len(r.delivery.news) == len(puts(store))
+    assert all(answer.dropped == {7} for answer in r.news)
+    assert len(r.news) == len(puts(store))
 
 
 def test_refused_frames_count_as_dropped():
@@ -348,7 +410,7 @@ def test_refused_frames_count_as_dropped():
     r.serve()
     store.step()
     r.serve()
-    assert r.delivery.news[0].dropped == {7}
+    assert r.news[0].dropped == {7}
 
 
 def test_free_follows_the_rows_and_many_go_in_one_frame():
@@ -402,7 +464,7 @@ def test_a_store_that_breaks_the_protocol_is_cut_off(spoil, monkeypatch):
     store.step()
     r.serve()
     assert not r.delivery.lines
-    assert not r.delivery.news
+    assert not r.news
 
 
 def test_posts_are_recorded_if_wanted():

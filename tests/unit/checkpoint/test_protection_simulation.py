@@ -54,7 +54,9 @@ class Steps(RuleBasedStateMachine):
     @rule(key=st.integers(1, 5), data=st.data())
     def open(self, key, data):
         stores = sorted(self.stores.values())
-        holders = data.draw(st.lists(st.sampled_from(stores), unique=True) if stores else st.just([]))
+        holders = data.draw(
+            st.lists(st.sampled_from(stores), unique=True) if stores else st.just([])
+        )
         held = {store: data.draw(st.integers(0, 9)) for store in holders}
         self.attempts[key] = self.attempts.get(key, 0) + 1
         self.protection.open(key, self.attempts[key], held)
