@@ -1,1 +1,1 @@
-"""KV segments off the AWs: ledger, store, and the AW's side of both."""
+"""Checkpoint store (CS): the KV of running requests, kept for whoever goes on with them."""
