@@ -69,7 +69,6 @@ class Batch:
         self.shares: dict[Store, Share] = {}
         self.heeded: dict[Store, int] = {}  # see `Line.heeded`, at the time of the plan
         self.open_shares = 0  # stores that have not got all of it yet; the courier's
-        self.sealed = False  # the courier's
         self.nbytes = area.nbytes
         self._area = area
         self._staging = staging

@@ -31,6 +31,7 @@ from tarragon_hpc.checkpoint.row_layout import RowLayout
 from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.checkpoint.staging import Staging
 from tarragon_hpc.checkpoint.traffic import Traffic
+from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.wire.kv import Run
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Courier:
     RuntimeError there if the courier's thread has died of a bug; the rest is for any thread.
 
     connector, bell: the way to the stores, and the doorbell that they ring, the courier's own
-    row_bytes: bytes of a token's row in each layer
+    row_bytes: bytes of a token's row in each layer. Raises ConfigError if the queue is too small.
     gate: to be closed while a dispatch is in flight
     """
 
@@ -68,6 +69,11 @@ class Courier:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.layout = RowLayout(row_bytes)
+        least = config.stores * (bytes_per_row(self.layout) + 2 * SLACK)
+        if config.queue < least:
+            raise ConfigError(
+                "checkpoint.queue", f"{config.queue} bytes; this model needs {least} at least"
+            )
         self.staging = Staging(config.queue)
         self.traffic = Traffic(clock)
         self.gate = Gate(self._wake)

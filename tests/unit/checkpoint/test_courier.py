@@ -13,6 +13,7 @@ from tarragon_hpc.checkpoint.protection import Protection
 from tarragon_hpc.checkpoint.row_layout import RowLayout
 from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.config.schema import CheckpointConfig
+from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
 from tarragon_hpc.wire import kv
 from tests.unit.checkpoint.aw_side import SECRET, FakeStore, World, fill
@@ -250,6 +251,11 @@ def test_close_ends_what_is_asked():
     assert len(found) == 1
     assert not found[0].holders
     store.start()
+
+
+def test_a_queue_that_holds_no_row_is_an_error():
+    with pytest.raises(ConfigError, match="checkpoint.queue: 4000 bytes; this model needs"):
+        World((1000,) * 4, queue=4000)
 
 
 @pytest.mark.parametrize(("slot_bytes", "slots"), [(64, 1), (1 << 20, 8)])
