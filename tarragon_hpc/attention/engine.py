@@ -134,8 +134,8 @@ class Engine:
         self._limits = Limits(
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
-        self._resumed = Resumed(spec.vocab)
-        self._resumed.teach(gpu_model_runner, self._core.scheduler)
+        self._resumed = Resumed(spec.vocab, self._core.scheduler)
+        self._resumed.teach(gpu_model_runner)
         self._sequences: dict[str, _Sequence] = {}
         self._steps = self._tokens = self._lost_steps = self._finished = 0
         if self._checkpoints is not None:
