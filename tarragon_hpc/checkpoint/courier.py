@@ -137,6 +137,13 @@ class Courier:
             batch.heeded = {s: lines[s].heeded for s in batch.shares if s in lines}
         return batch
 
+    def be_prompt(self) -> None:
+        """Take answers to rows as soon as they are there, not when there is more to do.
+
+        For who waits for them; it costs another wake per step.
+        """
+        self._delivery.prompt = True
+
     def answers(self) -> list[Answered]:
         """What stores have answered since the last call."""
         self._check()

@@ -53,6 +53,7 @@ class Rest(NamedTuple):
 class Delivery:
     """All methods are for the courier's thread.
 
+    prompt: answers to rows are waited for, too
     lines: by store, those that serve; replaced, never changed, so that any thread may read it
     news: what stores have answered, for the engine thread to take, each with how many flushes of
     the line it has heeded once it knows this; 0: as many as before
@@ -63,6 +64,7 @@ class Delivery:
     ) -> None:
         self.lines: dict[Store, Line] = {}
         self.news: deque[tuple[int, Answered]] = deque()
+        self.prompt = False
         self._layout = layout
         self._dialer = dialer
         self._gate = gate
@@ -179,8 +181,9 @@ class Delivery:
         no_slot, gate_at = self._post_rows(now)
         blocked |= no_slot
         lines = self._all.values()
-        on_bell = blocked or any(line.eager() for line in lines)
-        nap = _LAZY_S if any(line.busy() for line in lines) else _IDLE_S
+        busy = any(line.busy() for line in lines)
+        on_bell = blocked or (busy and self.prompt) or any(line.eager() for line in lines)
+        nap = _LAZY_S if busy else _IDLE_S
         return Rest(on_bell, min(until, gate_at, now + nap))
 
     def _jobs(self, now: float) -> float:

@@ -140,6 +140,16 @@ def test_answers_to_rows_do_not_wake():
     assert rest.until == pytest.approx(r.now + 0.05)
 
 
+def test_unless_they_are_waited_for():
+    r = Rounds()
+    store = r.connect("cs0")
+    r.delivery.prompt = True
+    r.put()
+    assert r.serve().on_bell
+    store.step()
+    assert not r.serve().on_bell
+
+
 def test_no_slot_does():
     r = Rounds(slots=1)
     store = r.connect("cs0")
