@@ -34,6 +34,7 @@ class Pauser:
         self, courier: Courier, rows: KvRows, block_sizes: Sequence[int], every: int
     ) -> None:
         self._courier = courier
+        courier.be_prompt()
         self._rows = rows
         self._block_sizes = block_sizes
         self._every = every
