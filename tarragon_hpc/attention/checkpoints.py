@@ -7,7 +7,7 @@ the thread that talks to the stores. Everything here runs in the engine thread.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tarragon_hpc.attention.found import Found
 from tarragon_hpc.attention.kv_layout import kv_layout
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from tarragon_hpc.wire.common import Peer
 
 
+Connect: TypeAlias = "Callable[[Sequence[int], Callable[[int], Any]], Courier]"
+
+
 class Checkpoints:
     """See the module's text.
 
-    connect: makes and starts the courier, once the bytes of a row in each layer are known
+    connect: makes and starts the courier, once it is known how many bytes a row has in each layer
+        and where the memory for them should come from
     lost: whether the step under way is lost, so that its rows must not be kept
     """
 
@@ -43,7 +47,7 @@ class Checkpoints:
     def __init__(
         self,
         config: CheckpointConfig,
-        connect: Callable[[Sequence[int]], Courier],
+        connect: Connect,
         lost: Callable[[], bool],
     ) -> None:
         self._config = config
@@ -61,7 +65,8 @@ class Checkpoints:
         """vLLM has allocated its caches. Raises ClusterError if they cannot be copied."""
         layout = kv_layout(caches, self.groups, layers)
         sizes = [group.block_tokens for group in layout.groups]
-        rows, courier = make_rows(layout), self._connect(layout.row_bytes)
+        rows = make_rows(layout)
+        courier = self._connect(layout.row_bytes, rows.memory)
         self._layers = frozenset(layer.name for layer in layout.layers)
         self._token_bytes = sum(layout.row_bytes)
         config = self._config

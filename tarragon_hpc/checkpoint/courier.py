@@ -37,6 +37,9 @@ from tarragon_hpc.wire.kv import Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tarragon_hpc.checkpoint.batch import Batch
     from tarragon_hpc.checkpoint.fetching import FetchResult, Sink
     from tarragon_hpc.checkpoint.looking import LookResult
@@ -55,6 +58,7 @@ class Courier:
 
     connector, bell: the way to the stores, and the doorbell that they ring, the courier's own
     row_bytes: bytes of a token's row in each layer. Raises ConfigError if the queue is too small.
+    allocate: makes the memory of the queue, see `Staging`
     gate: to be closed while a dispatch is in flight
     """
 
@@ -65,6 +69,7 @@ class Courier:
         row_bytes: Sequence[int],
         config: CheckpointConfig,
         *,
+        allocate: Callable[[int], NDArray[np.uint8]] | None = None,
         spawn: Callable[[Callable[[], None]], None] = in_a_thread,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,7 +79,7 @@ class Courier:
             raise ConfigError(
                 "checkpoint.queue", f"{config.queue} bytes; this model needs {least} at least"
             )
-        self.staging = Staging(config.queue)
+        self.staging = Staging(config.queue, allocate)
         self.traffic = Traffic(clock)
         self.gate = Gate(self._wake)
         self._bell = bell

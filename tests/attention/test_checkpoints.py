@@ -34,10 +34,10 @@ class Store:
         from tarragon_hpc.checkpoint.courier import Courier
         from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
 
-        def make(row_bytes):
+        def make(row_bytes, allocate):
             bell = ShmDoorbell(0)
             connector = ShmConnector(f"aw{next(self.numbers)}", 1, b"s" * 32, bell)
-            courier = Courier(connector, bell, row_bytes, config)
+            courier = Courier(connector, bell, row_bytes, config, allocate=allocate)
             courier.start()
             return courier
 
