@@ -41,12 +41,12 @@ native:  ## compile kernels/ into the working tree
 	  cmake --build build/dev -j2 >build/dev/log || { cat build/dev/log; exit 1; } && \
 	  cmake --install build/dev --prefix . >/dev/null
 
-demo: install  ## a tiny model, 2 attention + 2 expert workers, one of which is killed on the way
+demo: install  ## a tiny model, 2 attention + 2 expert workers; one of each is killed on the way
 	@test -e $(DEMO)/model/tokenizer.json || { rm -rf $(DEMO)/model && \
 	  $(BIN)/tarragon model tiny mixtral $(DEMO)/model; }
 	@rm -f $(DEMO)/results.jsonl
 	$(BIN)/tarragon generate configs/demo.yaml -i demo/prompts.jsonl -o $(DEMO)/results.jsonl \
-	  --chaos kill:ew1
+	  --chaos kill:ew1,kill:aw0
 
 test: install  ## everything: lint, types, layout, unit and end-to-end tests
 	$(BIN)/python -m pytest

@@ -7,10 +7,11 @@ the thread that talks to the stores. Everything here runs in the engine thread.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tarragon_hpc.attention.found import Found
 from tarragon_hpc.attention.kv_layout import kv_layout
+from tarragon_hpc.attention.kv_pause import Pauser
 from tarragon_hpc.attention.kv_restore import Restorer
 from tarragon_hpc.attention.kv_rows import make_rows
 from tarragon_hpc.attention.kv_save import Saver
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
     from tarragon_hpc.wire.common import Peer
 
 
+Connect: TypeAlias = "Callable[[Sequence[int], Callable[[int], Any]], Courier]"
+
+
 class Checkpoints:
     """See the module's text.
 
-    connect: makes and starts the courier, once the bytes of a row in each layer are known
+    connect: makes and starts the courier, once it is known how many bytes a row has in each layer
+        and where the memory for them should come from
     lost: whether the step under way is lost, so that its rows must not be kept
     """
 
@@ -42,7 +47,7 @@ class Checkpoints:
     def __init__(
         self,
         config: CheckpointConfig,
-        connect: Callable[[Sequence[int]], Courier],
+        connect: Connect,
         lost: Callable[[], bool],
     ) -> None:
         self._config = config
@@ -53,12 +58,15 @@ class Checkpoints:
         self._sequences: dict[str, SequenceKv] = {}
         self._rate: float | None = None
         self._stepped: tuple[float, int] | None = None
+        self._pauser: Pauser | None = None
+        self._step: list[tuple[SequenceKv, int, Sequence[Sequence[int]]]] = []
 
     def on_caches(self, caches: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
         """vLLM has allocated its caches. Raises ClusterError if they cannot be copied."""
         layout = kv_layout(caches, self.groups, layers)
         sizes = [group.block_tokens for group in layout.groups]
-        rows, courier = make_rows(layout), self._connect(layout.row_bytes)
+        rows = make_rows(layout)
+        courier = self._connect(layout.row_bytes, rows.memory)
         self._layers = frozenset(layer.name for layer in layout.layers)
         self._token_bytes = sum(layout.row_bytes)
         config = self._config
@@ -66,6 +74,8 @@ class Checkpoints:
         self._protection = Protection(config.replicas, config.catch_up, self._token_bytes)
         self._saver = Saver(courier, self._protection, rows, sizes)
         self._restorer = Restorer(courier, rows, sizes, check=config.checksums)
+        if config.pause_every is not None:
+            self._pauser = Pauser(courier, rows, sizes, config.pause_every)
 
     # For the engine.
 
@@ -174,8 +184,9 @@ class Checkpoints:
         self._restorer.begin()
         now = time.monotonic()
         self._protection.set_stores(self._courier.stores)
-        for answer in self._courier.answers():
-            self._protection.answered(*answer)
+        if self._pauser is None:  # which waits for its answers itself
+            for answer in self._courier.answers():
+                self._protection.answered(*answer)
         blocks = scheduled.kv_connector_block_state
         starts = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
         cached = scheduled.scheduled_cached_reqs
@@ -188,7 +199,9 @@ class Checkpoints:
             if not kv.opened:
                 self._open(kv)
             step.append((kv, starts[internal] + count, blocks.get_block_ids(internal)))
-        self._saver.plan(step, now)
+        if self._pauser is None:
+            self._saver.plan(step, now)
+        self._step = step
         self._stepped = (now, scheduled.total_num_scheduled_tokens)
 
     def on_layer(self, name: str) -> None:
@@ -198,7 +211,10 @@ class Checkpoints:
 
     def on_step_end(self) -> None:
         """The model has run, or would have if anything had been scheduled."""
-        self._saver.finish(counts=not self._lost())
+        if self._pauser is None:
+            self._saver.finish(counts=not self._lost())
+        elif not self._lost():
+            self._pauser.step(self._step)
         if self._stepped is not None and self._stepped[1] >= 64:
             began, tokens = self._stepped
             rate = tokens / max(1e-6, time.monotonic() - began)

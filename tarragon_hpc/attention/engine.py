@@ -45,12 +45,12 @@ from tarragon_hpc.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from tarragon_hpc.attention.checkpoints import Connect
     from tarragon_hpc.attention.forwarder import Forwarder
     from tarragon_hpc.attention.found import Found
     from tarragon_hpc.attention.host_memory import HostMemory
     from tarragon_hpc.attention.kv_state import SequenceKv
     from tarragon_hpc.attention.settings import DeviceKind
-    from tarragon_hpc.checkpoint.courier import Courier
     from tarragon_hpc.config import Config
     from tarragon_hpc.models.spec import ModelSpec
     from tarragon_hpc.wire.common import Peer, SamplingSpec, TokenDelta
@@ -82,12 +82,12 @@ class Engine:
         spec: ModelSpec,
         forwarder: Forwarder,
         cpus: Sequence[int] | None,
-        connect: Callable[[Sequence[int]], Courier] | None = None,
+        connect: Connect | None = None,
     ) -> None:
         """Build it and load the weights, all but the experts'.
 
         `cpus`: the CPUs this process is bound to, None if to none. `connect`: makes the courier to
-        the checkpoint stores, given the bytes of a KV row by layer; None: nothing is checkpointed.
+        the checkpoint stores (see `Checkpoints`); None: nothing is checkpointed.
         Raises ConfigError for settings the engine cannot have and ClusterError for what only vLLM
         can tell.
         """
@@ -134,8 +134,8 @@ class Engine:
         self._limits = Limits(
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
-        self._resumed = Resumed(spec.vocab)
-        self._resumed.teach(gpu_model_runner, self._core.scheduler)
+        self._resumed = Resumed(spec.vocab, self._core.scheduler)
+        self._resumed.teach(gpu_model_runner)
         self._sequences: dict[str, _Sequence] = {}
         self._steps = self._tokens = self._lost_steps = self._finished = 0
         if self._checkpoints is not None:

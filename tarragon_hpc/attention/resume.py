@@ -24,16 +24,18 @@ _DRAW_LIMIT = 2**31
 class Resumed:
     """The resumed sequences of one engine, by vLLM's own id."""
 
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, scheduler: Any) -> None:
+        """`scheduler`: vLLM's."""
         self._vocab = vocab
+        self._scheduler = scheduler
         self._tokens: dict[str, list[int]] = {}
         self._computed: dict[str, int] = {}
 
-    def teach(self, runners: Any, scheduler: Any) -> None:
-        """Have the model runners of a module (vLLM's V1) make their states through here,
-        and see what the scheduler schedules.
+    def teach(self, runners: Any) -> None:
+        """Have the model runners of a module (vLLM's V1) make their states through here, and count
+        what the scheduler schedules.
         """
-        make, schedule = runners.CachedRequestState, scheduler.schedule
+        make, schedule = runners.CachedRequestState, self._scheduler.schedule
 
         def state(**known: Any) -> Any:
             tokens = self._tokens.pop(known["req_id"], None)
@@ -50,10 +52,18 @@ class Resumed:
                 self._computed[internal] += count
             return scheduled
 
-        runners.CachedRequestState, scheduler.schedule = state, counted
+        runners.CachedRequestState, self._scheduler.schedule = state, counted
 
     def begin(self, request: Any, tokens: Sequence[int]) -> None:
-        """`tokens` are the output so far of a vLLM request that was never scheduled."""
+        """`tokens` are the output so far of a vLLM request that was never scheduled.
+
+        Its client has been waiting: it goes before all that have not been begun anywhere.
+        """
+        waiting = self._scheduler.waiting
+        if request in waiting:
+            waiting.remove_request(request)
+            new = (i for i, w in enumerate(waiting) if w.request_id not in self._computed)
+            waiting.insert(next(new, len(waiting)), request)
         self._computed[request.request_id] = 0
         if tokens:
             request.append_output_token_ids(list(tokens))

@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.attention.loop import ServingLoop
 from tarragon_hpc.attention.mailbox import Interrupted, Mailbox
@@ -30,7 +30,7 @@ from tarragon_hpc.wire.link import WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tarragon_hpc.attention.engine import Engine
     from tarragon_hpc.models.spec import ModelSpec
@@ -135,10 +135,11 @@ def _build(context: WorkerContext, spec: ModelSpec, refe: Refe, tracer: Tracer) 
     """
     from tarragon_hpc.attention.engine import Engine
 
-    def connect(row_bytes: Sequence[int]) -> Courier:
+    def connect(row_bytes: Sequence[int], allocate: Callable[[int], Any]) -> Courier:
         bell = ShmDoorbell(0)  # nobody waits for the courier: no need to spin
         connector = ShmConnector(context.worker, context.incarnation, context.secret, bell)
-        courier = Courier(connector, bell, row_bytes, context.config.checkpoint)
+        config = context.config.checkpoint
+        courier = Courier(connector, bell, row_bytes, config, allocate=allocate)
         tracer.stores(courier)
         courier.start()
         return courier

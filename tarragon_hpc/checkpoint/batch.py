@@ -51,6 +51,7 @@ class Batch:
     ranges: (key, start, length) of what the rows are, in their order
     keys, positions: [R] uint64 and uint32, whose row each is
     payload: uint8, the rows of all layers, one layer after another, to be written
+    nbytes: of staging memory
     gone: [layers * R] uint8, 1 for rows that are not in the cache any more; 0 at first
     """
 
@@ -66,8 +67,9 @@ class Batch:
         self.layout = layout
         self.ranges: list[tuple[int, int, int]] = []
         self.shares: dict[Store, Share] = {}
+        self.heeded: dict[Store, int] = {}  # see `Line.heeded`, at the time of the plan
         self.open_shares = 0  # stores that have not got all of it yet; the courier's
-        self.sealed = False  # the courier's
+        self.nbytes = area.nbytes
         self._area = area
         self._staging = staging
         self._on_commit = on_commit

@@ -26,22 +26,24 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.checkpoint.batch import SLACK, bytes_per_row, make_batch
 from tarragon_hpc.checkpoint.delivery import Delivery
 from tarragon_hpc.checkpoint.dialing import Dialer, in_a_thread
-from tarragon_hpc.checkpoint.fetching import fetched_bytes
 from tarragon_hpc.checkpoint.gate import Gate
 from tarragon_hpc.checkpoint.row_layout import RowLayout
+from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.checkpoint.staging import Staging
 from tarragon_hpc.checkpoint.traffic import Traffic
-from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.wire.kv import Run, put_payload
+from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.wire.kv import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tarragon_hpc.checkpoint.batch import Batch
-    from tarragon_hpc.checkpoint.delivery import Answered
     from tarragon_hpc.checkpoint.fetching import FetchResult, Sink
     from tarragon_hpc.checkpoint.looking import LookResult
-    from tarragon_hpc.checkpoint.pieces import Piece, Store
+    from tarragon_hpc.checkpoint.pieces import Answered, Piece, Store
     from tarragon_hpc.config.schema import CheckpointConfig
     from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.transport.base import ClientChannel, Connector, Doorbell
@@ -50,19 +52,13 @@ if TYPE_CHECKING:
 LOOK_S = 0.25
 
 
-def geometry(layout: RowLayout, config: CheckpointConfig) -> Geometry:
-    """Of the channels to stores: a message has room for one token's rows, with their tables."""
-    put = put_payload(1, 1, layout.layers, commit=True) + layout.token_bytes
-    request, reply = max(config.slot_bytes, put), max(config.slot_bytes, fetched_bytes(layout, 1))
-    return Geometry(config.slots, request, reply)
-
-
 class Courier:
     """See the module's text. `begin`, `room` and `answers` are for the engine thread, which raises
     RuntimeError there if the courier's thread has died of a bug; the rest is for any thread.
 
     connector, bell: the way to the stores, and the doorbell that they ring, the courier's own
-    row_bytes: bytes of a token's row in each layer
+    row_bytes: bytes of a token's row in each layer. Raises ConfigError if the queue is too small.
+    allocate: makes the memory of the queue, see `Staging`
     gate: to be closed while a dispatch is in flight
     """
 
@@ -73,11 +69,17 @@ class Courier:
         row_bytes: Sequence[int],
         config: CheckpointConfig,
         *,
+        allocate: Callable[[int], NDArray[np.uint8]] | None = None,
         spawn: Callable[[Callable[[], None]], None] = in_a_thread,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.layout = RowLayout(row_bytes)
-        self.staging = Staging(config.queue)
+        least = config.stores * (bytes_per_row(self.layout) + 2 * SLACK)
+        if config.queue < least:
+            raise ConfigError(
+                "checkpoint.queue", f"{config.queue} bytes; this model needs {least} at least"
+            )
+        self.staging = Staging(config.queue, allocate)
         self.traffic = Traffic(clock)
         self.gate = Gate(self._wake)
         self._bell = bell
@@ -120,24 +122,44 @@ class Courier:
     def room(self) -> dict[Store, int]:
         """How many rows (of all layers) each store's part of the queue has room for.
 
-        A store that does not listen fills its own part only.
+        A store that does not listen fills its own part only, and soon nothing.
         """
         self._check()
-        lines = self._delivery.lines
+        lines, now = self._delivery.lines, self._clock()
         part = len(self.staging.memory) // max(1, len(lines)) - SLACK
         cost = bytes_per_row(self.layout)
-        return {store: max(0, part - line.queued) // cost for store, line in lines.items()}
+        return {
+            store: 0 if line.deaf(now) else max(0, part - line.queued) // cost
+            for store, line in lines.items()
+        }
 
     def begin(self, pieces: Sequence[Piece]) -> Batch | None:
         """A batch to fill, at least one piece long; None: the queue is full, nothing is copied."""
         self._check()
-        return make_batch(pieces, self.layout, self.staging, self._commit)
+        batch = make_batch(pieces, self.layout, self.staging, self._commit)
+        if batch is not None:
+            lines = self._delivery.lines
+            batch.heeded = {s: lines[s].heeded for s in batch.shares if s in lines}
+        return batch
+
+    def be_prompt(self) -> None:
+        """Take answers to rows as soon as they are there, not when there is more to do.
+
+        For who waits for them; it costs another wake per step.
+        """
+        self._delivery.prompt = True
 
     def answers(self) -> list[Answered]:
         """What stores have answered since the last call."""
         self._check()
+        taken = []
         news = self._delivery.news
-        return [news.popleft() for _ in range(len(news))]
+        for _ in range(len(news)):
+            heeded, answer = news.popleft()
+            if heeded and (line := self._delivery.lines.get(answer.store)) is not None:
+                line.heeded = heeded
+            taken.append(answer)
+        return taken
 
     # For any thread.
 
@@ -191,9 +213,9 @@ class Courier:
 
     def _commit(self, batch: Batch) -> None:
         lines = self._delivery.lines
-        for store, share in batch.shares.items():
-            if store in lines:
-                lines[store].handed += share.rows * bytes_per_row(self.layout)
+        for store in batch.shares:
+            if (line := lines.get(store)) is not None:
+                line.handed += batch.nbytes
         self._order(partial(self._delivery.deliver, batch))
 
     def _dialed(self, who: Incarnation, result: ClientChannel | str) -> None:

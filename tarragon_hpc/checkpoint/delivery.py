@@ -13,11 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from tarragon_hpc.checkpoint.asks import Hello
-from tarragon_hpc.checkpoint.batch import bytes_per_row
 from tarragon_hpc.checkpoint.fetching import Fetching, FetchResult
 from tarragon_hpc.checkpoint.line import Line
 from tarragon_hpc.checkpoint.looking import Looking, LookResult
-from tarragon_hpc.checkpoint.pieces import Store
+from tarragon_hpc.checkpoint.pieces import Answered, Store
 from tarragon_hpc.checkpoint.puts import RowParcel
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.wire.kv_sums import seal
@@ -44,14 +43,6 @@ _IDLE_S = 0.25
 log = logging.getLogger(__name__)
 
 
-class Answered(NamedTuple):
-    """A store has committed these runs, but for those whose keys it has dropped."""
-
-    store: Store
-    runs: list[Run]
-    dropped: frozenset[int]
-
-
 class Rest(NamedTuple):
     """How to wait: on the doorbell or (stores need not wake us) for orders only; until when."""
 
@@ -62,15 +53,18 @@ class Rest(NamedTuple):
 class Delivery:
     """All methods are for the courier's thread.
 
+    prompt: answers to rows are waited for, too
     lines: by store, those that serve; replaced, never changed, so that any thread may read it
-    news: what stores have answered, for the engine thread to take
+    news: what stores have answered, for the engine thread to take, each with how many flushes of
+    the line it has heeded once it knows this; 0: as many as before
     """
 
     def __init__(
         self, layout: RowLayout, dialer: Dialer, gate: Gate, traffic: Traffic, *, checksums: bool
     ) -> None:
         self.lines: dict[Store, Line] = {}
-        self.news: deque[Answered] = deque()
+        self.news: deque[tuple[int, Answered]] = deque()
+        self.prompt = False
         self._layout = layout
         self._dialer = dialer
         self._gate = gate
@@ -101,10 +95,17 @@ class Delivery:
 
     def deliver(self, batch: Batch) -> None:
         """A batch was committed: seal it and put it in the queues of its stores."""
-        shares = [(self.lines[s], share) for s, share in batch.shares.items() if s in self.lines]
+        shares = []
+        for store, share in batch.shares.items():
+            line = self.lines.get(store)
+            if line is not None and batch.heeded.get(store, 0) == line.flushed:
+                shares.append((line, share))
+            elif line is not None:  # it was planned before the engine knew of the flush: a hole
+                line.taken += batch.nbytes
+                self.news.append((0, Answered(store, share.runs, unsent=True)))
         batch.open_shares = len(shares)
         if not shares:
-            batch.release()  # those stores have been lost meanwhile
+            batch.release()
             return
         seal(
             batch.payload, 0, self._layout.row_bytes, batch.keys, batch.positions, batch.gone,
@@ -112,7 +113,7 @@ class Delivery:
         )  # fmt: skip
         for line, share in shares:
             capacity = line.channel.geometry.request_bytes
-            posted = partial(self._posted, line, batch, share.rows)
+            posted = partial(self._posted, line, batch)
             answered = partial(self._answered, line.store)
             line.queue.append(RowParcel(batch, share, capacity, answered, posted))
 
@@ -167,17 +168,22 @@ class Delivery:
                 log.info("%s lost: %s", line.store, reason)
                 self._dialer.lost(who, now)
                 self._end(who, reason)
+            elif line.queued > 0 and line.deaf(now):
+                self.news.append(
+                    (line.flushed + 1, Answered(line.store, line.flush(), unsent=True))
+                )
         until = self._dialer.dial(self._all.keys(), now)
         if self._looks or self._fetches:
             until = min(until, self._jobs(now))
         blocked = False
         for line in self._all.values():
-            blocked |= not line.post_urgent()
+            blocked |= not line.post_urgent(now)
         no_slot, gate_at = self._post_rows(now)
         blocked |= no_slot
         lines = self._all.values()
-        on_bell = blocked or any(line.eager() for line in lines)
-        nap = _LAZY_S if any(line.busy() for line in lines) else _IDLE_S
+        busy = any(line.busy() for line in lines)
+        on_bell = blocked or (busy and self.prompt) or any(line.eager() for line in lines)
+        nap = _LAZY_S if busy else _IDLE_S
         return Rest(on_bell, min(until, gate_at, now + nap))
 
     def _jobs(self, now: float) -> float:
@@ -203,7 +209,7 @@ class Delivery:
                     if self._shut_since is None:
                         self._shut_since = now
                     return blocked, self._shut_since + _GATE_S
-                if not line.post_one():
+                if not line.post_one(now):
                     blocked = True
                     break
         self._shut_since = None
@@ -225,12 +231,13 @@ class Delivery:
         self, store: Store, runs: list[Run], dropped: frozenset[int], committed: bool
     ) -> None:
         if committed:
-            self.news.append(Answered(store, runs, dropped))
+            self.news.append((0, Answered(store, runs, dropped)))
         elif dropped:
-            self.news.append(Answered(store, [r for r in runs if r.key in dropped], dropped))
+            mine = [run for run in runs if run.key in dropped]
+            self.news.append((0, Answered(store, mine, dropped)))
 
-    def _posted(self, line: Line, batch: Batch, rows: int) -> None:
-        line.taken += rows * bytes_per_row(self._layout)
+    def _posted(self, line: Line, batch: Batch) -> None:
+        line.taken += batch.nbytes
         batch.open_shares -= 1
         if not batch.open_shares:
             batch.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tarragon_hpc.checkpoint.asks import write_frame
+from tarragon_hpc.checkpoint.sizes import fetched_bytes, rows_per_reply
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.wire import kv
 
@@ -26,20 +27,6 @@ class FetchResult(NamedTuple):
     reason: str
     nbytes: int
     seconds: float
-
-
-def rows_per_reply(layout: RowLayout, reply_bytes: int) -> int:
-    """How many rows of all layers a reply has room for."""
-    room = reply_bytes - kv.HEADER_BYTES
-    rows = room // (layout.token_bytes + 4 * layout.layers)
-    while rows and fetched_bytes(layout, rows) > reply_bytes:
-        rows -= 1
-    return rows
-
-
-def fetched_bytes(layout: RowLayout, rows: int) -> int:
-    """Bytes of an answer with so many rows."""
-    return kv.fetch_payload(rows, layout.layers) + rows * layout.token_bytes
 
 
 class Fetching:

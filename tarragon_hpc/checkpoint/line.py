@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tarragon_hpc.checkpoint.puts import Parcel
     from tarragon_hpc.checkpoint.traffic import Traffic
     from tarragon_hpc.transport.base import ClientChannel
+    from tarragon_hpc.wire.kv import Run
+
+# After such a silence of a store that owes an answer, no rows are kept for it.
+_DEAF_S = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +28,11 @@ class Line:
     """Belongs to the courier's thread, but for `handed`.
 
     ready: the store has agreed to serve; urgent: goes first; queue: rows, and requests to forget
-    handed, taken: staging bytes for this store that batches were committed with, and of those what
-    was posted or dropped. The engine thread writes `handed`, and nobody else; the difference is
-    what the store is behind with.
-    heard: when the store answered anything last
+    handed, taken: bytes of batches that were committed with something for this store, and of those
+    that it does not hold up any more. The engine thread writes `handed`, and nobody else.
+    flushed, heeded: how often rows that waited for this store were dropped, and how often the
+    engine thread, which writes the latter, has been told so before it planned what comes next
+    heard: when the store answered last, or was asked after having answered everything
     """
 
     def __init__(self, store: Store, channel: ClientChannel, traffic: Traffic, now: float) -> None:
@@ -38,6 +43,8 @@ class Line:
         self.queue: deque[Parcel] = deque()
         self.handed = 0
         self.taken = 0
+        self.flushed = 0
+        self.heeded = 0
         self.heard = now
         self._flying: list[tuple[int, int, Ask]] = []  # slot, sequence
         self._sequence = 0
@@ -48,8 +55,12 @@ class Line:
 
     @property
     def queued(self) -> int:
-        """Staging bytes that wait for this store. From any thread."""
+        """Bytes of batches that this store holds up. From any thread."""
         return self.handed - self.taken
+
+    def deaf(self, now: float) -> bool:
+        """Whether the store has owed an answer for too long. From any thread."""
+        return bool(self._flying) and now - self.heard > _DEAF_S
 
     def eager(self) -> bool:
         """Whether somebody waits for an answer."""
@@ -81,7 +92,7 @@ class Line:
             else:
                 self.channel.release(slot)
 
-    def post_urgent(self) -> bool:
+    def post_urgent(self, now: float) -> bool:
         """Post what goes first; False if there is no slot for some of it."""
         while self.urgent:
             if self.urgent[0].void():
@@ -89,16 +100,16 @@ class Line:
             elif (slot := self.channel.acquire()) is None:
                 return False
             else:
-                self._post(slot, self.urgent.popleft())
+                self._post(slot, self.urgent.popleft(), now)
         return True
 
-    def post_one(self) -> bool:
+    def post_one(self, now: float) -> bool:
         """Post the next frame of the queue, which is not empty; False: there is no slot."""
         slot = self.channel.acquire()
         if slot is None:
             return False
         parcel = self.queue[0]
-        self._post(slot, parcel.take())
+        self._post(slot, parcel.take(), now)
         if parcel.finished():
             self.queue.popleft()
         return True
@@ -110,6 +121,20 @@ class Line:
             last = FreeParcel(self.channel.geometry.request_bytes)
             self.queue.append(last)
         last.add(key, attempt)
+
+    def flush(self) -> list[Run]:
+        """Drop the rows that wait; returns which they were. Requests to forget stay."""
+        self.flushed += 1
+        parcels, self.queue = self.queue, deque()
+        runs: list[Run] = []
+        for parcel in parcels:
+            if isinstance(parcel, FreeParcel):
+                for run in parcel.runs:
+                    self.free(run.key, run.attempt)
+            else:
+                runs += parcel.runs
+                parcel.drop()
+        return runs
 
     def end(self, reason: str) -> None:
         """The store is gone, or not wanted any more: nothing is waited for or posted."""
@@ -123,7 +148,9 @@ class Line:
         while self.queue:
             self.queue.popleft().drop()
 
-    def _post(self, slot: int, ask: Ask) -> None:
+    def _post(self, slot: int, ask: Ask, now: float) -> None:
+        if not self._flying:
+            self.heard = now
         self._sequence += 1
         nbytes = ask.write(self.channel.request(slot), self._sequence)
         self.channel.post(slot, nbytes)

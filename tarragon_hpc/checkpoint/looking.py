@@ -71,7 +71,7 @@ class Looking:
             if line.store not in self._asked:
                 self._asked.add(line.store)
                 self._owing.add(line.store)
-                line.urgent.append(_Look(self, line.store))
+                line.urgent.appendleft(_Look(self, line.store))  # before the rows of a long fetch
         if self._tokens and self._found_at is None:
             self._found_at = now
         if now >= self.deadline() or not (self._owing or connecting):

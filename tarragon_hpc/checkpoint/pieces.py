@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tarragon_hpc.wire.kv import Run
+
 
 class Store(NamedTuple):
     """A connection to a checkpoint store.
@@ -36,6 +38,18 @@ class Piece(NamedTuple):
     base: int
     start: int
     length: int
+
+
+class Answered(NamedTuple):
+    """A store has committed these runs, but for those whose keys it has dropped.
+
+    unsent: it has not, since they were not sent after all.
+    """
+
+    store: Store
+    runs: list[Run]
+    dropped: frozenset[int] = frozenset()
+    unsent: bool = False
 
 
 def ranked(key: int, stores: Iterable[Store]) -> list[Store]:

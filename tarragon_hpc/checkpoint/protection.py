@@ -17,7 +17,7 @@ offered it again by this attempt: they would go round in circles.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tarragon_hpc.checkpoint.budget import Budget
 from tarragon_hpc.checkpoint.pieces import Piece, Store, ranked
@@ -41,14 +41,16 @@ class _Place:
 
 
 class _Request:
-    """reached: positions in the cache as of the last step; number: in the order of opening."""
+    """before, reached: positions in the cache before and after the last step; number: in the order
+    of opening.
+    """
 
-    __slots__ = ("attempt", "number", "places", "reached", "refused")
+    __slots__ = ("attempt", "before", "number", "places", "reached", "refused")
 
     def __init__(self, attempt: int, number: int) -> None:
         self.attempt = attempt
         self.number = number
-        self.reached = 0
+        self.before = self.reached = 0
         self.places: dict[Store, _Place] = {}
         self.refused: set[Store] = set()
 
@@ -56,6 +58,10 @@ class _Request:
         """Tokens that are not committed anywhere."""
         committed = max((p.committed for p in self.places.values()), default=0)
         return max(0, self.reached - committed)
+
+
+# Missing rows, number of the request, place in the list, and what they are about.
+_Due: TypeAlias = tuple[int, int, int, Store, _Place, int, _Request]
 
 
 class Protection:
@@ -126,50 +132,58 @@ class Protection:
         room: how many rows the queue of each store has room for; None: plenty. Rows that find none
         become backlog; short pieces go first, so that a long prompt does not keep others out.
         """
-        fresh: list[tuple[int, int, int, Store, _Place, int, int]] = []
-        behind: list[tuple[int, int, int, Store, _Place, int, int]] = []
+        fresh: list[_Due] = []
+        behind: list[_Due] = []
         for key, end in step:
             request = self._requests[key]
-            before, request.reached = request.reached, end
+            before = request.before = request.reached
+            request.reached = end
             for store, place in request.places.items():
                 missing = end - place.sent
                 if missing > 0:
                     to = fresh if place.sent >= before else behind
-                    to.append(
-                        (missing, request.number, len(to), store, place, key, request.attempt)
-                    )
+                    to.append((missing, request.number, len(to), store, place, key, request))
         left = None if room is None else dict(room)
         pieces: list[Piece] = []
         if left is not None and len(fresh) > 1:
             fresh.sort()
-        for missing, _, _, store, place, key, attempt in fresh:
+        for missing, _, _, store, place, key, request in fresh:
             length = _take(left, store, missing)
             self._skipped_rows += missing - length
             if length:
-                pieces.append(_hand_over(store, place, key, attempt, length))
+                pieces.append(_hand_over(store, place, key, request.attempt, length))
         if behind:
             behind.sort()
             affordable = int(self._budget.left(now) // self._token_bytes)
-            for missing, _, _, store, place, key, attempt in behind:
+            for missing, _, _, store, place, key, request in behind:
                 length = _take(left, store, min(missing, affordable))
                 if length > 0:
                     affordable -= length
                     self._budget.spend(length * self._token_bytes)
-                    pieces.append(_hand_over(store, place, key, attempt, length))
+                    pieces.append(_hand_over(store, place, key, request.attempt, length))
+                self._skipped_rows += max(0, request.reached - max(request.before, place.sent))
         return pieces
 
     def skipped(self, pieces: Iterable[Piece]) -> None:
         """These pieces of the last plan were not copied after all; they become backlog."""
         for piece in pieces:
-            place = self._place(piece.store, piece.key, piece.attempt)
-            if place is not None:
-                place.sent = min(place.sent, piece.start)
-            self._skipped_rows += piece.length
+            self._take_back(piece.store, piece.key, piece.attempt, piece.start)
+            if piece.key in self._requests:
+                new = max(piece.start, self._requests[piece.key].before)
+                self._skipped_rows += max(0, piece.start + piece.length - new)
 
-    def answered(self, store: Store, runs: Iterable[Run], dropped: Collection[int]) -> None:
-        """A store has committed these runs, but for those whose keys it has dropped."""
+    def answered(
+        self, store: Store, runs: Iterable[Run], dropped: Collection[int], unsent: bool = False
+    ) -> None:
+        """A store has committed these runs, but for those whose keys it has dropped.
+
+        unsent: it has not, since they were not sent after all; they become backlog.
+        """
         for run in runs:
-            if run.key in dropped:
+            if unsent:
+                self._take_back(store, run.key, run.attempt, run.start)
+                self._skipped_rows += run.length
+            elif run.key in dropped:
                 self.refused(store, run.key, run.attempt)
             else:
                 self.committed(store, run.key, run.attempt, run.start + run.length)
@@ -189,7 +203,7 @@ class Protection:
 
     def stats(self) -> dict[str, float]:
         """Requests, those a store could restore nearly whole, tokens that none could, and rows that
-        found the queue full when it was their turn.
+        were not copied when they were made.
         """
         lags = [r.lag() for r in self._requests.values()]
         return {
@@ -201,6 +215,11 @@ class Protection:
             "kv_lag_tokens": sum(lags),
             "kv_skipped_rows": self._skipped_rows,
         }
+
+    def _take_back(self, store: Store, key: int, attempt: int, start: int) -> None:
+        place = self._place(store, key, attempt)
+        if place is not None:
+            place.sent = min(place.sent, start)
 
     def _place(self, store: Store, key: int, attempt: int) -> _Place | None:
         request = self._requests.get(key)

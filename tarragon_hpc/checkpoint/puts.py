@@ -27,7 +27,9 @@ _MAX_FREES = 4096
 
 
 class Parcel(Protocol):
-    """A number of frames."""
+    """A number of frames. runs: what they are about"""
+
+    runs: list[kv.Run]
 
     def take(self) -> Ask:
         """The next frame; there is one."""
@@ -54,6 +56,7 @@ class RowParcel:
         on_posted: Callable[[], None],
     ) -> None:
         self._batch = batch
+        self.runs = share.runs
         self._share = share
         self._frames = cut(share.rows, len(share.runs), batch.layout, capacity)
         self._next = 0
@@ -162,20 +165,20 @@ class FreeParcel:
 
     def __init__(self, capacity: int) -> None:
         self._per_frame = (capacity - kv.HEADER_BYTES) // kv.RUN_BYTES
-        self._runs: list[kv.Run] = []
+        self.runs: list[kv.Run] = []
 
     def add(self, key: int, attempt: int) -> None:
         """One more."""
-        if len(self._runs) == _MAX_FREES:
-            del self._runs[0]
-        self._runs.append(kv.Run(key, attempt, 0, 0, 0))
+        if len(self.runs) == _MAX_FREES:
+            del self.runs[0]
+        self.runs.append(kv.Run(key, attempt, 0, 0, 0))
 
     def take(self) -> Ask:
-        some, self._runs = self._runs[: self._per_frame], self._runs[self._per_frame :]
+        some, self.runs = self.runs[: self._per_frame], self.runs[self._per_frame :]
         return _Free(some)
 
     def finished(self) -> bool:
-        return not self._runs
+        return not self.runs
 
     def drop(self) -> None:
         """The rest will not be posted."""

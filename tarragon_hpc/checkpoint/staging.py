@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 ALIGN = 64
@@ -27,10 +29,16 @@ class Area(NamedTuple):
 
 
 class Staging:
-    """`nbytes` of memory. `reserve` and `release` may be called by different threads."""
+    """`nbytes` of memory. `reserve` and `release` may be called by different threads.
 
-    def __init__(self, nbytes: int) -> None:
-        raw = np.zeros(nbytes + ALIGN, np.uint8)
+    allocate: where it comes from; a GPU copies without waiting into pinned memory only
+    """
+
+    def __init__(
+        self, nbytes: int, allocate: Callable[[int], NDArray[np.uint8]] | None = None
+    ) -> None:
+        size = nbytes + ALIGN
+        raw = np.zeros(size, np.uint8) if allocate is None else allocate(size)
         shift = -raw.ctypes.data % ALIGN
         self.memory: NDArray[np.uint8] = raw[shift : shift + nbytes]
         self._lent: list[Area] = []  # by start

@@ -118,7 +118,9 @@ def generate(
     overrides: Overrides = None,
     chaos: Annotated[
         str | None,
-        typer.Option(metavar="FAULT:WORKER", help="A fault on the way, such as kill:ew1."),
+        typer.Option(
+            metavar="FAULT:WORKER,…", help="Faults on the way, such as kill:ew1,kill:aw0."
+        ),
     ] = None,
 ) -> None:
     """Answer a file of requests and end: OpenAI batch lines, or {"prompt": …} lines.

@@ -43,10 +43,10 @@ def generate(
     """Answer what has no answer yet; returns the exit status.
 
     0: every request has its result. 1: some failed in the service and can be tried again.
-    chaos: a fault on the way, such as `kill:ew1`.
+    chaos: faults on the way, such as `kill:ew1,kill:aw0`.
     """
     config = read_config(path, [*overrides, *_OWN_DOOR])
-    fault = read_sabotage(chaos, config) if chaos is not None else None
+    faults = read_sabotage(chaos, config) if chaos is not None else None
     if source == target:
         raise UserError(f"--output {target!r}: is also the input")
     requests = read_requests(source)
@@ -56,7 +56,7 @@ def generate(
             print(f"{target}: {len(results.done)} of {len(requests)} requests are done already")
         if not todo:
             return 0
-        sabotage = None if fault is None else Sabotage(*fault, len(todo))
+        sabotage = None if faults is None else Sabotage(faults, len(todo))
         return asyncio.run(_Batch(config, todo, results, sabotage).run(run_dir))
 
 

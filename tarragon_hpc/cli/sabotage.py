@@ -1,4 +1,4 @@
-"""`tarragon generate --chaos kill:ew1`: one fault in the middle of a batch."""
+"""`tarragon generate --chaos kill:ew1,kill:aw0`: faults in the middle of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tarragon_hpc.observe.story_tail import StoryTail
 from tarragon_hpc.observe.story_words import duration, in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tarragon_hpc.config import Config
@@ -26,18 +26,20 @@ _POLL_S = 0.05
 
 
 class Sabotage:
-    """A fault of one worker, once an eighth of the answers are there."""
+    """Faults of workers, (fault, worker): one for every eighth of the answers that is there, each
+    once the one before is overcome.
+    """
 
-    def __init__(self, fault: str, worker: str, requests: int) -> None:
-        self.fault = fault
-        self.worker = worker
-        self._after = max(1, requests // 8)
-        self._time_has_come = asyncio.Event()
+    def __init__(self, faults: Sequence[tuple[str, str]], requests: int) -> None:
+        self.faults = list(faults)
+        self._eighth = max(1, requests // 8)
+        self._done = 0
+        self._news = asyncio.Event()
 
     def progress(self, done: int) -> None:
         """So many answers are there."""
-        if done >= self._after:
-            self._time_has_come.set()
+        self._done = done
+        self._news.set()
 
     async def run(self, run_dir: Path, say: Callable[[str], None]) -> None:
         """Take aim, wait for the moment, strike, and see it through until there is nothing more to
@@ -45,21 +47,38 @@ class Sabotage:
         """
         async with head_of(run_dir) as head:
             chaos = Chaos(run_dir, head, say)
-            async with chaos.aim(self.worker) as victim:
-                await self._time_has_come.wait()
-                lasts_s = None if self.fault == KILL else _LASTS_S
-                await chaos.strike(victim, self.fault, lasts_s=lasts_s)
-        tail = StoryTail(run_dir / TIMELINE)
-        end = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < end:
-            story = tail.latest()
-            if story is None or story.settled:
-                return
-            await asyncio.sleep(_POLL_S)
+            for number, (fault, worker) in enumerate(self.faults, 1):
+                async with chaos.aim(worker) as victim:
+                    await self._answers(number * self._eighth)
+                    lasts_s = None if fault == KILL else _LASTS_S
+                    await chaos.strike(victim, fault, lasts_s=lasts_s)
+                await _overcome(run_dir)
+
+    async def _answers(self, wanted: int) -> None:
+        while self._done < wanted:
+            self._news.clear()
+            await self._news.wait()
 
 
-def read_sabotage(text: str, config: Config) -> tuple[str, str]:
-    """(fault, worker) of `kill:ew1`. Raises UserError if that cannot be in such a run."""
+async def _overcome(run_dir: Path) -> None:
+    """Wait for the end of the last failure's story, within reason."""
+    tail = StoryTail(run_dir / TIMELINE)
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
+        story = tail.latest()
+        if story is None or story.settled:
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+def read_sabotage(text: str, config: Config) -> list[tuple[str, str]]:
+    """(fault, worker) of each of `kill:ew1,kill:aw0`. Raises UserError if one cannot be in such a
+    run.
+    """
+    return [_read_fault(part.strip(), config) for part in text.split(",")]
+
+
+def _read_fault(text: str, config: Config) -> tuple[str, str]:
     fault, colon, worker = text.partition(":")
     faults = [f for f in FAULTS if f != CONT]
     workers = [f"aw{i}" for i in range(config.attention.workers)]

@@ -130,6 +130,12 @@ class CheckpointConfig(Section):
         256 << 20, description="per second and AW: KV sent anew after the loss of a store"
     )
 
+    pause_every: int | None = Field(
+        None,
+        gt=0,
+        description="only for comparison: stop every so many steps and copy all KV",
+    )
+
     @field_validator("replicas")
     @classmethod
     def _enough_stores(cls, value: int, info: ValidationInfo) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -33,10 +34,10 @@ class Store:
         from tarragon_hpc.checkpoint.courier import Courier
         from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
 
-        def make(row_bytes):
+        def make(row_bytes, allocate):
             bell = ShmDoorbell(0)
             connector = ShmConnector(f"aw{next(self.numbers)}", 1, b"s" * 32, bell)
-            courier = Courier(connector, bell, row_bytes, config)
+            courier = Courier(connector, bell, row_bytes, config, allocate=allocate)
             courier.start()
             return courier
 
@@ -214,3 +215,20 @@ def test_without_room_nothing_waits_and_all_is_sent_later(tiny_models, store):
         for delta in built.engine.step().tokens:
             tokens += delta.token_ids
     store.until(lambda: store.committed("0") == 400 + 89)
+
+
+def test_pausing_copies_all_and_changes_no_token(tiny_models, store):
+    """What checkpointing is compared with must do what it says."""
+    built = engine(tiny_models("mixtral"), store, pause_every=8)
+    c = case(12, 100, max_tokens=40)
+    (whole,) = built.generate([c])
+    built.add(c, "0")
+    tokens, kept = [], []
+    while len(tokens) < 30:
+        for delta in built.engine.step().tokens:
+            tokens += delta.token_ids
+        kept.append(store.committed("0"))
+    assert tokens == whole.token_ids[:30]
+    grown = sorted(set(kept) - {0})
+    assert all(later - earlier == 8 for earlier, later in itertools.pairwise(grown))
+    assert grown[-1] >= 120

@@ -75,3 +75,21 @@ def test_one_that_is_aborted_before_it_ran_leaves_nothing(tiny_models, ours):
     engine.engine.abort(["0"])
     assert not engine.engine.has_work
     assert engine.engine._resumed._tokens == engine.engine._resumed._computed == {}
+
+
+def test_it_goes_before_those_that_have_not_been_begun(tiny_models, ours):
+    engine = ours(tiny_models("mixtral"))
+    c = CASES["greedy"]
+    (expected,) = engine.generate([c])
+    for i in range(19):  # 16 run, 3 wait
+        engine.add(case(20 + i, 5, max_tokens=4 + i), f"new {i}")
+    while engine.engine.stats()["running"] < 16:
+        engine.engine.step()
+    engine.resume(c, expected.token_ids[:5], "first")
+    engine.resume(c, expected.token_ids[:7], "second")
+    begun = {}
+    while engine.engine.has_work:
+        for delta in engine.engine.step().tokens:
+            begun.setdefault(delta.request, len(begun))
+    order = sorted(begun, key=begun.__getitem__)
+    assert order[16:] == ["first", "second", "new 16", "new 17", "new 18"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tarragon_hpc.checkpoint.fetching import fetched_bytes, rows_per_reply
 from tarragon_hpc.checkpoint.pieces import ranked
 from tarragon_hpc.checkpoint.row_layout import RowLayout
+from tarragon_hpc.checkpoint.sizes import fetched_bytes, rows_per_reply
 from tarragon_hpc.wire import kv
 from tests.unit.checkpoint.aw_side import FakeStore, row, row_sum, token
-from tests.unit.checkpoint.test_delivery import ROW_BYTES, Rounds
+from tests.unit.checkpoint.rounds import ROW_BYTES, Rounds
 
 TOKEN_BYTES = sum(ROW_BYTES)
 
@@ -160,6 +160,19 @@ def test_a_look_that_is_over_is_not_posted_any_more():
     r.serve()
     store.step()
     assert kv.LOOK not in {f.kind for f in store.frames}
+
+
+def test_a_look_passes_a_long_fetch():
+    r = Rounds(slots=1)
+    store = r.connect("cs0")
+    keep(store, 7, 60)
+    fetch(r, 0, 60)
+    results = look(r)
+    store.step()
+    r.serve()
+    store.step()
+    r.serve()
+    assert results[0].holders
 
 
 class Sink:

@@ -72,7 +72,16 @@ def test_what_was_skipped_is_copied_later_within_the_budget():
     assert p.plan([(7, 22)], 0.0) == []
     assert p.plan([(7, 23)], 0.02) == [Piece(A, 7, 1, 0, 5, 2)]
     assert p.plan([(7, 24)], 9.0) == [Piece(A, 7, 1, 0, 7, 5)]
-    assert p.stats()["kv_skipped_rows"] == 20
+    assert p.stats()["kv_skipped_rows"] == 20 + 4
+
+
+def test_what_was_not_sent_after_all_is_taken_back():
+    p = protection(A)
+    p.open(7, 1)
+    for end in (10, 11, 12):
+        p.plan([(7, end)], 0.0)
+    p.answered(A, [Run(7, 1, 0, 10, 1), Run(7, 1, 0, 11, 1), Run(8, 1, 0, 0, 1)], (), True)
+    assert p.plan([(7, 13)], 0.0) == [Piece(A, 7, 1, 0, 10, 3)]
 
 
 def test_one_row_at_least_can_be_paid():
@@ -198,7 +207,7 @@ def test_without_room_rows_become_backlog_and_short_pieces_go_first():
         Piece(A, 2, 1, 0, 1, 3),
         Piece(A, 1, 1, 0, 10, 43),
     ]
-    assert p.stats()["kv_skipped_rows"] == 40 + 1  # what is behind anyway does not count
+    assert p.stats()["kv_skipped_rows"] == 40 + 2 + 2
 
 
 def test_stats_tell_what_could_be_restored():

@@ -159,8 +159,8 @@ def test_a_fault_on_the_way_is_told_of_at_the_end(service, files, monkeypatch, c
     struck = []
 
     async def strike(self, run_dir, say):
-        await self._time_has_come.wait()
-        struck.append((self.fault, self.worker))
+        await self._answers(1)
+        struck.extend(self.faults)
         say("kill ew1.1")
 
     failure = {
@@ -183,6 +183,7 @@ def test_a_fault_on_the_way_is_told_of_at_the_end(service, files, monkeypatch, c
     [
         ("kill", "--chaos 'kill': expected FAULT:WORKER with a fault of kill, stop, slow"),
         ("cont:ew0", "--chaos 'cont:ew0': expected FAULT:WORKER"),
+        ("kill:ew0,kill:aw9", "--chaos kill:aw9: 'aw9' is not one of aw0, aw1, ew0, ew1"),
         ("kill:ew7", "--chaos kill:ew7: 'ew7' is not one of aw0, aw1, ew0, ew1"),
     ],
 )

@@ -42,7 +42,8 @@ def test_mistaken_aims(words, at_random, message):
 
 def test_stores_can_be_sabotaged_and_hit():
     config = load_config({"model": {"path": "m"}, "checkpoint": {"stores": 2}})
-    assert read_sabotage("kill:cs1", config) == ("kill", "cs1")
+    both = read_sabotage("kill:cs1, stop:aw0", config)
+    assert both == [("kill", "cs1"), ("stop", "aw0")]
     with pytest.raises(UserError, match="'cs2' is not one of aw0, aw1, ew0, ew1, cs0, cs1"):
         read_sabotage("kill:cs2", config)
     assert read_aim(["stop", "cs0"], at_random=False) == Aim(None, "stop", "cs0")
