@@ -119,6 +119,8 @@ def bench_checkpoint(
     model: Model = None,
     batch: Annotated[int | None, typer.Option(min=1, help="At once; default: 16.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Default: 10, after a warm-up.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 10.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64.")] = None,
     pause_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between two pauses to copy; default: 8.")
     ] = None,
@@ -137,8 +139,9 @@ def bench_checkpoint(
     from tarragon_hpc.cli.bench import checkpoint, read_overrides
 
     checkpoint(
-        json, model, batch=batch, rounds=rounds, pause_every=pause_every, checksums=checksums,
-        stall_s=stall, png=png, overrides=read_overrides(overrides),
+        json, model, batch=batch, rounds=rounds, prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens, pause_every=pause_every, checksums=checksums, stall_s=stall,
+        png=png, overrides=read_overrides(overrides),
     )  # fmt: skip
 
 

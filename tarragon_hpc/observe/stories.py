@@ -50,8 +50,8 @@ class Stories:
         story = self._last(line)
         if fault in _FAULTS:
             # The note may come after the first evidence of what it tells of, in the same story;
-            # evidence from long before it is of something else.
-            if story is None or story.over or at > story.at.get("detected", at) + _NOTE_SLACK_S:
+            # evidence from long before it is of something else; so is a fault that nobody noticed.
+            if story is None or story.settled or at > story.at.get("detected", at) + _NOTE_SLACK_S:
                 story = self._begin(line)
             story.fault = story.fault or fault
             story.lasting = fault != "kill"

@@ -129,6 +129,18 @@ def test_the_death_of_a_replacement_is_a_story_of_its_own():
     assert second["seconds"]["restored"] == pytest.approx(0.6)
 
 
+def test_a_fault_after_one_that_nobody_noticed_is_a_story_of_its_own():
+    lines = [
+        line(5.0, "chaos: stop", "ew1", 1, ago_s=0.0),
+        line(5.2, "chaos: cont", "ew1", 1, ago_s=0.0),
+        *KILL,
+    ]
+    lines.insert(2, line(10.001, "chaos: kill", "ew1", 1, pid=5, ago_s=0.001))
+    first, second = tell(lines, 5)
+    assert (first["fault"], first["seconds"]) == ("stop", {})
+    assert (second["fault"], second["seconds"]["restored"]) == ("kill", pytest.approx(1.001))
+
+
 def test_an_attention_worker_is_back_when_its_successor_routes():
     lines = [
         line(1.0, "worker lost", "aw0", 1, detected="connection", reason="closed"),
