@@ -25,11 +25,14 @@ LIMIT_MS = 30.0
 
 
 class Incident(NamedTuple):
-    """start, end: of the host's monotonic clock. resumed: the requests that went on meanwhile."""
+    """start, end: of the host's monotonic clock. resumed: the requests that went on meanwhile.
+    also: a worker of another role was killed with them, so that it may have hit every stream.
+    """
 
     start: float
     end: float
     resumed: list[Resumption]
+    also: bool = False
 
     @property
     def moved(self) -> float:
@@ -45,9 +48,11 @@ class Incident(NamedTuple):
 def incidents(injections: Iterable[Injection], resumed: Sequence[Resumption]) -> list[Incident]:
     """Faults, those together that ended together."""
     found = []
-    for end, group in groupby(injections, key=lambda injection: injection.over_at):
+    for end, together in groupby(injections, key=lambda injection: injection.over_at):
+        group = list(together)
         start = min(injection.at for injection in group)
-        found.append(Incident(start, end, aftermath.within(resumed, start, end)))
+        also = any(injection.also for injection in group)
+        found.append(Incident(start, end, aftermath.within(resumed, start, end), also))
     return found
 
 
@@ -73,14 +78,16 @@ def summarize_incidents(
 
     others_excess_ms: by how much the longest gap of streams on other AWs exceeded that of the same
     request without faults, until the service was whole; with `failover`: until the last request
-    that was hit had gone on. steady_excess_ms: the same of the streams without faults, that is how
-    much of it is chance.
+    that was hit had gone on; both without incidents in which an EW was killed as well.
+    steady_excess_ms: the same of the streams without faults, that is how much of it is chance.
     """
     found = incidents(injections, resumed)
     usual = aftermath.usual_gaps(steady)
     others: list[float] = []
     early: list[float] = []
     for incident in found:
+        if incident.also:
+            continue
         hit = incident.hit
         others += aftermath.excess(disturbed, usual, incident.start, incident.end, hit)
         early += aftermath.excess(disturbed, usual, incident.start, incident.moved, hit)

@@ -103,6 +103,16 @@ def test_gaps_are_those_of_streams_that_were_hit_whenever_they_began():
     assert gaps_of_hit(streams, found) == pytest.approx([0.31, 0.11])
 
 
+def test_where_an_ew_was_killed_too_nobody_counts_as_spared():
+    steady = [stream(1, "s", 0.0)]
+    disturbed = [stream(1, "near", 10.0, pause_at=52, pause=0.02)]
+    faults = [injection(10.5, 15.0, also="ew0.1"), injection(20.0, 21.0)]
+    numbers = summarize_incidents(steady, disturbed, faults, [])
+    assert (numbers["others"], numbers["others_excess_ms_max"]) == (0, None)
+    faults[0] = injection(10.5, 15.0)
+    assert summarize_incidents(steady, disturbed, faults, [])["others"] == 1
+
+
 def test_the_summary_tells_those_that_were_hit_from_the_others():
     steady = [stream(p, f"s{p}", 0.0) for p in range(3)]
     disturbed = [
