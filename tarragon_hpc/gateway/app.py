@@ -20,6 +20,7 @@ from tarragon_hpc.gateway.fields import read_request
 from tarragon_hpc.gateway.front import FrontDoor, KeyRing
 from tarragon_hpc.gateway.generation import Service
 from tarragon_hpc.gateway.metrics import GatewayMetrics
+from tarragon_hpc.gateway.replay import Replays, read_position
 from tarragon_hpc.gateway.sampling import Limits, SamplingDefaults
 from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
 from tarragon_hpc.gateway.stream import (
@@ -61,7 +62,9 @@ def create_app(
     """
     service = _service(sessions, spec, config, GatewayMetrics(registry, sessions.stats))
     app = FastAPI(title="tarragon", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(FrontDoor, keys=KeyRing(config.gateway.api_keys), metrics=service.metrics)
+    keys = KeyRing(config.gateway.api_keys)
+    replays = Replays(config.gateway.max_requests, config.gateway.resume_s)
+    app.add_middleware(FrontDoor, keys=keys, metrics=service.metrics)
     app.add_exception_handler(TarragonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     max_body = config.gateway.max_body
@@ -75,15 +78,35 @@ def create_app(
         "max_model_len": service.limits.max_len,
     }
 
+    def holder(raw: Request) -> bytes:
+        return keys.holder(raw.headers.get("authorization"))
+
+    async def answer(
+        raw: Request, request: GenerationRequest, generation: Generation, form: Format
+    ) -> Response:
+        if not request.resumable:
+            return await _answer(raw, request, generation, form)
+        source = events(generation, form, request.stream_options)
+        names = [generation.id, raw.state.request_id]
+        return replays.open(generation, source, holder=holder(raw), names=names).stream(0)
+
     @app.post("/v1/completions")
     async def completions(raw: Request) -> Response:
         request = read_request(CompletionRequest, await read_json_body(raw, max_body))
-        return await _answer(raw, request, *await open_completion(service, request))
+        return await answer(raw, request, *await open_completion(service, request))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(raw: Request) -> Response:
         request = read_request(ChatRequest, await read_json_body(raw, max_body))
-        return await _answer(raw, request, *await open_chat(service, request))
+        return await answer(raw, request, *await open_chat(service, request))
+
+    @app.get("/v1/requests/{name:path}/stream")
+    async def resume(raw: Request, name: str) -> Response:
+        replay = replays.find(name, holder(raw))
+        known = read_position(raw.query_params, raw.headers.get("last-event-id"))
+        response = replay.stream(known)
+        service.metrics.streams_resumed.inc()
+        return response
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -136,7 +159,8 @@ async def _answer(
     raw: Request, request: GenerationRequest, generation: Generation, form: Format
 ) -> Response:
     if request.stream:
-        return EventStream(generation, events(generation, form, request.stream_options))
+        source = events(generation, form, request.stream_options)
+        return EventStream(generation.id, generation, source)
     with generation:
         pieces = await until_disconnect(raw.receive, generation.collect())
     if pieces is None:

@@ -9,10 +9,12 @@ from tarragon_hpc.ids import parse_worker_id
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tarragon_hpc.ids import Incarnation
 
-def choose_worker(running: Mapping[str, int]) -> str | None:
+
+def choose_worker(running: Mapping[Incarnation, int]) -> Incarnation | None:
     """The AW with the fewest running sequences; of equals, the one with the lowest number.
 
-    running: AW id → sequences it runs, one entry per AW that serves. None if there is none.
+    running: sequences that every AW runs which could take one. None if there is none.
     """
-    return min(running, key=lambda w: (running[w], parse_worker_id(w)[1]), default=None)
+    return min(running, key=lambda i: (running[i], parse_worker_id(i.worker)[1]), default=None)

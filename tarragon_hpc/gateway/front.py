@@ -30,6 +30,7 @@ OPEN_PATHS = frozenset({"/health", "/metrics"})
 _COUNTED = frozenset(
     {"/v1/completions", "/v1/chat/completions", "/v1/models", "/version", "/status", *OPEN_PATHS}
 )
+_RESUMED = "/v1/requests"
 
 
 class KeyRing:
@@ -47,6 +48,15 @@ class KeyRing:
         # Every key is compared: which one came close must not show either.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches) and scheme.lower() == "bearer"
+
+    def holder(self, authorization: str | None) -> bytes:
+        """Who an admitted header stands for: equal for requests with the same key, else different.
+
+        Without keys everybody is the same.
+        """
+        return self._digest(
+            (authorization or "").partition(" ")[2].strip() if self._digests else ""
+        )
 
     @staticmethod
     def _digest(key: str) -> bytes:
@@ -67,6 +77,7 @@ class FrontDoor:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
         async def tagged(message: Message) -> None:
@@ -99,8 +110,7 @@ class FrontDoor:
             await error_response(explain(error))(scope, receive, tagged)
         finally:
             status = status or CLIENT_GONE
-            name = path if path in _COUNTED else "other"
-            self._metrics.requests.labels(name, str(status)).inc()
+            self._metrics.requests.labels(_counted(path), str(status)).inc()
             level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
             _log.log(
                 level,
@@ -111,6 +121,12 @@ class FrontDoor:
                 status,
                 time.perf_counter() - start,
             )
+
+
+def _counted(path: str) -> str:
+    if path.startswith(f"{_RESUMED}/"):
+        return _RESUMED
+    return path if path in _COUNTED else "other"
 
 
 def _request_id(given: str | None) -> str:

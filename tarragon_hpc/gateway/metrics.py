@@ -53,6 +53,11 @@ class GatewayMetrics:
             buckets=_TOKEN_BUCKETS,
             registry=registry,
         )
+        self.streams_resumed = Counter(
+            "tarragon_streams_resumed",
+            "Readers that came back to a resumable stream",
+            registry=registry,
+        )
         self.generation_seconds = Histogram(
             "tarragon_generation_seconds",
             "From admission to the end of a request that succeeded",
@@ -81,6 +86,17 @@ class _SessionCollector(Collector):
             "Calls of experts that were left out because nobody served the expert",
             value=stats.masked,
         )
+        yield GaugeMetricFamily(
+            "tarragon_waiting_sequences",
+            "Sequences whose attention worker was lost and that wait for another one",
+            value=stats.waiting,
+        )
+        yield CounterMetricFamily(
+            "tarragon_moved_sequences",
+            "How often a sequence was given to another attention worker",
+            value=stats.moved,
+        )
+        resumed = {"restored": stats.restored, "recomputed": stats.recomputed}
         running = GaugeMetricFamily(
             "tarragon_running_sequences", "Sequences per attention worker", labels=["worker"]
         )
@@ -90,6 +106,7 @@ class _SessionCollector(Collector):
         for name, text, label, counts in (
             ("tarragon_sequences", "Sequences that ended, by how", "end", stats.ended),
             ("tarragon_dropped_deltas", "Token messages dropped", "cause", stats.dropped),
+            ("tarragon_resumed_sequences", "Sequences that went on elsewhere", "how", resumed),
         ):
             family = CounterMetricFamily(name, text, labels=[label])
             for key, value in counts.items():

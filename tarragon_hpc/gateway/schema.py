@@ -46,6 +46,7 @@ class GenerationRequest(_Part):
     n: int = Field(1, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    resumable: bool = False
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -70,6 +71,8 @@ class GenerationRequest(_Part):
             raise RequestError(
                 "stream_options: is allowed with stream=true only", param="stream_options"
             )
+        if self.resumable and not self.stream:
+            raise RequestError("resumable: is allowed with stream=true only", param="resumable")
         return self
 
 

@@ -31,17 +31,44 @@ class Delta(NamedTuple):
 class SequenceState:
     """One sequence, from `open` until its end has been read: all that running it again takes.
 
-    owner: the AW incarnation that runs it; None once it has ended. error: why it ended early.
+    Times are seconds of the monotonic clock. owner: the AW incarnation that runs it; None while it
+    waits for one and once it has ended. attempt: how many AWs it was given to. error: why it ended
+    early.
+
+    Once an AW could not go on with it: `left` is that AW and `reason` why, `stalled` when its last
+    token had come (or it was opened), `waits` since when nobody runs it. fruitless: how often in a
+    row an AW was lost with it before it had produced another token.
     """
 
     request: str
     prompt: list[int]
     sampling: SamplingSpec
-    owner: Incarnation | None
+    opened: float = 0.0
+    owner: Incarnation | None = None
+    attempt: int = 0
     log: TokenLog = field(default_factory=TokenLog)
     error: TarragonError | None = None
     handle: Handle | None = None
     position: int = 0
+    left: Incarnation | None = None
+    reason: str = ""
+    stalled: float = 0.0
+    waits: float = 0.0
+    fruitless: int = 0
+
+    @property
+    def progressed(self) -> float:
+        """When its last token came; when it was opened, if none has."""
+        return self.opened if self.log.arrived is None else self.log.arrived
+
+    @property
+    def full(self) -> bool:
+        """Whether it has all the tokens it may have: nobody can go on with it."""
+        return len(self.log.token_ids) >= self.sampling.max_tokens
+
+    def gap_s(self, now: float) -> float:
+        """How long its stream stood still for its last move; it may still do so."""
+        return (self.progressed if self.progressed > self.stalled else now) - self.stalled
 
     def notify(self) -> None:
         """There is something to read."""
@@ -58,6 +85,9 @@ class SessionStats:
     running_on: AW id → sequences, one entry per AW that serves.
     masked: expert calls that were left out because nobody served the expert.
     longest_gap_s: between two arrivals of tokens of one sequence, of all since the start.
+    moved: how often a sequence was given to another AW. restored, recomputed: how often that AW
+    went on with it, with KV from a checkpoint store and without.
+    waiting: sequences that no AW runs now, because theirs was lost and no other one serves.
     """
 
     serving: bool
@@ -70,3 +100,7 @@ class SessionStats:
     running_on: dict[str, int]
     masked: int = 0
     longest_gap_s: float = 0.0
+    moved: int = 0
+    restored: int = 0
+    recomputed: int = 0
+    waiting: int = 0

@@ -15,6 +15,7 @@ from tarragon_hpc.gateway.errors import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
+    from contextlib import AbstractContextManager
 
     from starlette.types import Receive, Scope, Send
 
@@ -93,8 +94,18 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
+def last_words(name: str, error: Exception) -> bytes:
+    """The event that ends a stream early. Logs the error under the name of its generation."""
+    if isinstance(error, TarragonError):
+        _log.warning("%s ended early: %s", name, error)
+    else:
+        _log.error("%s failed", name, exc_info=error)
+    return event(explain(error).body)
+
+
 class EventStream(Response):
-    """Streams the events of a generation, and ends the generation however the stream ends.
+    """Streams events for as long as the client listens. `held` is entered before the first of them
+    and left however the stream ends; `name` is for the log.
 
     An error before the first event is raised, to become a response of its own; a later one becomes
     the last event, and there is no DONE after it.
@@ -102,38 +113,36 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, source: AsyncGenerator[bytes]) -> None:
+    def __init__(
+        self, name: str, held: AbstractContextManager[object], source: AsyncGenerator[bytes]
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._generation = generation
+        self._name = name
+        self._held = held
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._generation:
+        with self._held:
             await until_disconnect(receive, self._pump(send))
 
     async def _pump(self, send: Send) -> None:
         started = False
 
         async def emit(chunk: bytes, *, more: bool = True) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                status, headers = self.status_code, self.raw_headers
+                await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
         try:
             async with aclosing(self._source) as source:
                 async for chunk in source:
-                    if not started:
-                        started = True
-                        status, headers = self.status_code, self.raw_headers
-                        await send(
-                            {"type": "http.response.start", "status": status, "headers": headers}
-                        )
                     await emit(chunk)
         except Exception as error:
             if not started:
                 raise
-            if isinstance(error, TarragonError):
-                _log.warning("%s ended early: %s", self._generation.id, error)
-            else:
-                _log.exception("%s failed", self._generation.id)
-            await emit(event(explain(error).body))
+            await emit(last_words(self._name, error))
         await emit(b"", more=False)
