@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 class Buffer {
 public:
@@ -21,3 +22,11 @@ public:
 private:
     Py_buffer view_{};
 };
+
+// Raises ValueError if a buffer has not exactly `size` bytes.
+inline void expect_bytes(const char *what, const Buffer &buffer, uint64_t size) {
+    if (buffer.size() != size)
+        throw nanobind::value_error((std::string(what) + ": " + std::to_string(buffer.size()) +
+                                     " bytes instead of " + std::to_string(size))
+                                        .c_str());
+}

@@ -5,10 +5,12 @@ namespace nb = nanobind;
 
 void bind_datapath(nb::module_ &m);
 void bind_ffn(nb::module_ &m);
+void bind_kv_rows(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects of a module's globals outlive the check at exit
     m.doc() = "Hot paths of tarragon_hpc; every function has a Python twin that specifies it.";
     bind_datapath(m);
     bind_ffn(m);
+    bind_kv_rows(m);
 }

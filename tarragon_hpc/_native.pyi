@@ -1,7 +1,9 @@
 """Types of the compiled module; one section per source file of kernels/."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from tarragon_hpc.ops.base import Segment
@@ -175,6 +177,65 @@ class Lane:
         self, topk_ids: int, rows: int, hidden: int, first_sequence: int, layer: int
     ) -> Call | None: ...
     def finish(self, call: Call, weights: int, out: int, timeout_s: float) -> int: ...
+
+# kv_rows.cpp: the twin is attention/kv_device.py
+
+Array = Buffer | NDArray[Any]
+
+class KvSlots:
+    """Checked slots of some tokens, for all layers."""
+
+    @property
+    def rows(self) -> int: ...
+
+class KvLayers:
+    """See `attention.kv_rows.NativeRows`.
+
+    layers: (address, keys_across, group, blocks, block_tokens, block_stride, heads, head_stride,
+    token_stride, piece_bytes, itemsize) as in `attention.kv_layout.KvLayer`; groups:
+    (block_tokens, evicts). The memory must outlive this.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, bool, int, int, int, int, int, int, int, int, int]],
+        groups: Sequence[tuple[int, bool]],
+    ) -> None: ...
+    def locate(self, slots: Sequence[Array]) -> KvSlots:
+        """int64 slots by group."""
+    def gather(
+        self, slots: KvSlots, first_layer: int, layers: int, out: Array, absent: Array
+    ) -> None: ...
+    def scatter(self, slots: KvSlots, rows: Array, sums: Array, bad: Array) -> int:
+        """Write all rows but those that are `bad`, missing or unwanted, which `bad` (uint8
+        [rows, layers]) tells afterwards; returns how many of the wanted ones were not written."""
+
+# kv_seal.cpp: the twin is wire/kv_sums.py
+
+def kv_seal(
+    payload: Array,
+    layers: int,
+    rows: int,
+    first_layer: int,
+    row_bytes: Sequence[int],
+    keys: Array,
+    positions: Array,
+    absent: Array | None,
+    sums: Array,
+    check: bool,
+) -> None:
+    """See `wire.kv_sums.seal`. Raises ValueError if a length does not fit."""
+
+def kv_check(
+    payload: Array,
+    row_bytes: Sequence[int],
+    keys: Array,
+    positions: Array,
+    sums: Array,
+    bad: Array,
+    check: bool,
+) -> int:
+    """See `wire.kv_sums.bad_rows`; `bad` is written, its sum returned."""
 
 # pingpong.cpp: the floor under the datapath, for bench/datapath.py; no twin
 

@@ -6,27 +6,30 @@ vLLM reads from the environment when it is imported.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm import EngineArgs, LLMEngine
-from vllm.config import CompilationConfig
+from vllm.config import CompilationConfig, KVTransferConfig
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.forward_context import get_forward_context
 from vllm.platforms import current_platform
 from vllm.v1.worker import gpu_model_runner
 
 from tarragon_hpc.attention import load_format
+from tarragon_hpc.attention.checkpoints import Checkpoints
 from tarragon_hpc.attention.expert_call import ExpertCalls
 from tarragon_hpc.attention.host_memory import CpuMemory, PinnedMemory
+from tarragon_hpc.attention.kv_connector import checkpointing
 from tarragon_hpc.attention.masked import masked_by_request
 from tarragon_hpc.attention.remote_experts import check_coverage, remote_experts
 from tarragon_hpc.attention.resume import Resumed
 from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
-from tarragon_hpc.attention.step import Step
+from tarragon_hpc.attention.step import Resumption, Step
 from tarragon_hpc.attention.validate import Limits, check_request
 from tarragon_hpc.attention.vllm_setup import (
     cpu_threads,
@@ -39,14 +42,17 @@ from tarragon_hpc.attention.vllm_setup import (
 from tarragon_hpc.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tarragon_hpc.attention.forwarder import Forwarder
+    from tarragon_hpc.attention.found import Found
     from tarragon_hpc.attention.host_memory import HostMemory
+    from tarragon_hpc.attention.kv_state import SequenceKv
     from tarragon_hpc.attention.settings import DeviceKind
+    from tarragon_hpc.checkpoint.courier import Courier
     from tarragon_hpc.config import Config
     from tarragon_hpc.models.spec import ModelSpec
-    from tarragon_hpc.wire.common import SamplingSpec, TokenDelta
+    from tarragon_hpc.wire.common import Peer, SamplingSpec, TokenDelta
 
 
 @dataclass(slots=True)
@@ -59,18 +65,28 @@ class _Sequence:
     attempt: int
     emitted: int
     masked: int = 0
+    began: float | None = None
+    """When it was added, if it was begun elsewhere and has no new token yet."""
+    kv: SequenceKv | None = None
 
 
 class Engine:
     """Sequences in, tokens out. Not thread-safe: everything is called by one thread."""
 
     def __init__(
-        self, config: Config, spec: ModelSpec, forwarder: Forwarder, cpus: Sequence[int] | None
+        self,
+        config: Config,
+        spec: ModelSpec,
+        forwarder: Forwarder,
+        cpus: Sequence[int] | None,
+        connect: Callable[[Sequence[int]], Courier] | None = None,
     ) -> None:
         """Build it and load the weights, all but the experts'.
 
-        `cpus`: the CPUs this process is bound to, None if to none. Raises ConfigError for settings
-        the engine cannot have and ClusterError for what only vLLM can tell.
+        `cpus`: the CPUs this process is bound to, None if to none. `connect`: makes the courier to
+        the checkpoint stores, given the bytes of a KV row by layer; None: nothing is checkpointed.
+        Raises ConfigError for settings the engine cannot have and ClusterError for what only vLLM
+        can tell.
         """
         self.threads = cpu_threads(config, cpus)
         torch.set_num_threads(self.threads)
@@ -78,17 +94,27 @@ class Engine:
         arguments = engine_arguments(
             config, spec, device, load_format.LOAD_FORMAT, CompilationConfig._attention_ops
         )
+        connector = arguments.pop("kv_transfer_config")
         load_format.register()
         load_model_class(spec.architecture)
+        self._checkpoints: Checkpoints | None = None
         try:
-            self._config = EngineArgs(**arguments).create_engine_config()
+            if connector is not None:
+                connector = KVTransferConfig(**connector)
+            self._config = EngineArgs(
+                **arguments, kv_transfer_config=connector
+            ).create_engine_config()
             if device == "cpu" and config.attention.kv_cache is None:
                 self._config.cache_config.kv_cache_memory_bytes = default_kv_cache(
                     kv_bytes_per_token(self._config), self._config.model_config.max_model_len
                 )
             self._forwarder = forwarder
             self._calls = ExpertCalls(forwarder, self._host_memory(spec, device), _real_rows)
-            with remote_experts(self._calls):
+            if connect is not None:
+                self._checkpoints = Checkpoints(
+                    config.checkpoint, connect, lambda: self._calls.lost
+                )
+            with remote_experts(self._calls), checkpointing(self._checkpoints):
                 self._llm = LLMEngine.from_vllm_config(self._config, disable_log_stats=True)
         except (ValueError, VLLMError) as error:  # pydantic's ValidationError is a ValueError
             raise explain(error) from error
@@ -107,6 +133,8 @@ class Engine:
         self._resumed.teach(gpu_model_runner)
         self._sequences: dict[str, _Sequence] = {}
         self._steps = self._tokens = self._lost_steps = self._finished = 0
+        if self._checkpoints is not None:
+            self._checkpoints.watch(self._calls)
         self._calls.serving = True
 
     def __repr__(self) -> str:
@@ -130,27 +158,37 @@ class Engine:
         sampling: SamplingSpec,
         attempt: int = 1,
         tokens: Sequence[int] = (),
+        found: Found | None = None,
     ) -> None:
         """Queue a sequence that goes on after `tokens`; it joins the next step that has room.
 
-        Raises RequestError if it can never run. The engine is none the worse for it.
+        `found`: what the checkpoint stores have of it. Raises RequestError if it can never run. The engine is none the worse for it.
         """
         if request in self._sequences:
             raise RequestError(f"request: {request!r} runs already", param="request")
         check_request(prompt, sampling, self._limits, tokens)
+        if self._checkpoints is not None:
+            self._checkpoints.expect(request, attempt, found)
         try:
             internal = self._llm.add_request(
                 request, {"prompt_token_ids": list(prompt)}, sampling_params(sampling)
             )
         except (ValueError, VLLMClientError) as error:
             raise RequestError(one_line(error), param=getattr(error, "parameter", None)) from error
-        self._sequences[request] = _Sequence(internal, attempt, len(tokens))
+        sequence = self._sequences[request] = _Sequence(internal, attempt, len(tokens))
+        if attempt > 1:
+            sequence.began = time.monotonic()
         if tokens:
             self._resumed.note(self._core.scheduler.requests[internal], tokens)
+        if self._checkpoints is not None:
+            sequence.kv = self._checkpoints.prepare(internal)
 
-    def abort(self, requests: Iterable[str]) -> None:
-        """Forget sequences; unknown ones are ignored."""
+    def abort(self, requests: Iterable[str], *, moved: bool = False) -> None:
+        """Forget sequences; unknown ones are ignored. `moved`: another AW goes on with them."""
         known = [request for request in requests if request in self._sequences]
+        if moved and self._checkpoints is not None:
+            for request in known:
+                self._checkpoints.move(self._sequences[request].internal)
         self._llm.abort_request(known)
         for request in known:
             self._resumed.forget(self._sequences.pop(request).internal)
@@ -168,7 +206,25 @@ class Engine:
         if loss is not None:
             self._lost_steps += 1
             return Step(failed=self._discard(outputs), loss=loss)
-        return Step([self._delta(output) for output in outputs])
+        resumed = [self._resumption(output) for output in outputs if self._is_back(output)]
+        running, waiting = self._core.scheduler.get_request_counts()
+        return Step(
+            [self._delta(output) for output in outputs],
+            resumed=resumed,
+            idle=waiting > 0 and running == 0,
+        )
+
+    def set_stores(self, peers: Sequence[Peer]) -> None:
+        """These checkpoint stores serve now."""
+        if self._checkpoints is not None:
+            self._checkpoints.set_stores(peers)
+
+    def look(self, request: str, attempt: int, done: Callable[[Found], None]) -> bool:
+        """Ask the checkpoint stores what they have of a sequence that was begun elsewhere.
+
+        `done` is called by another thread, for `add`. False: there are no stores to ask.
+        """
+        return self._checkpoints is not None and self._checkpoints.look(request, attempt, done)
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges for `status`; kv_use is a fraction."""
@@ -181,12 +237,33 @@ class Engine:
             "running": running,
             "waiting": waiting,
             "kv_use": self._core.scheduler.kv_cache_manager.usage,
+            **(self._checkpoints.stats() if self._checkpoints is not None else {}),
         }
 
     def close(self) -> None:
         """Drop all sequences and give the memory back."""
         self._calls.serving = False
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         self._llm.engine_core.shutdown()
+
+    def _is_back(self, output: Any) -> bool:
+        """Whether this is the first new token of a sequence that was begun elsewhere."""
+        return self._sequences[output.request_id].began is not None
+
+    def _resumption(self, output: Any) -> Resumption:
+        sequence = self._sequences[output.request_id]
+        assert sequence.began is not None
+        seconds, sequence.began = time.monotonic() - sequence.began, None
+        kv = sequence.kv
+        if kv is None:
+            cached = output.num_cached_tokens or 0
+            computed = len(output.prompt_token_ids) + sequence.emitted - cached
+            found = (0, cached, computed, 0)
+            reason = "there are no checkpoint stores"
+        else:
+            found, reason = (kv.restored, kv.cached, kv.computed, kv.nbytes), kv.reason
+        return Resumption(output.request_id, sequence.attempt, *found, seconds, reason)
 
     def _delta(self, output: Any) -> TokenDelta:
         sequence = self._sequences[output.request_id]
@@ -223,7 +300,7 @@ class Engine:
         for request in failed:
             for blocks in cache.get_block_ids(self._sequences[request].internal):
                 cache.evict_blocks(set(blocks))
-        self.abort(failed)
+        self.abort(failed, moved=True)
         return failed
 
     def _host_memory(self, spec: ModelSpec, device: DeviceKind) -> HostMemory:

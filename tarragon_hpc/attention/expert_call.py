@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from tarragon_hpc.attention.host_memory import HostMemory, Staged
 
 
+def _nothing() -> None:
+    pass
+
+
 class Call(NamedTuple):
     """An expert call between its dispatch and its combine."""
 
@@ -30,6 +34,10 @@ class ExpertCalls:
     captures itself with made-up tokens. Once a call has failed, the step is lost: its remaining
     calls answer zeros too, so that it ends soon, and `take_loss` tells that nothing it produced
     may be used. One thread.
+
+    Three hooks for who has something to do around a call: `on_dispatched` (rows are on their way),
+    `meanwhile` (the answers are not awaited yet), `on_combined` (they have come). They must be
+    quick and must not raise.
     """
 
     def __init__(
@@ -41,6 +49,14 @@ class ExpertCalls:
         self._real_rows = real_rows
         self._loss: TransportError | None = None
         self.serving = False
+        self.on_dispatched: Callable[[], None] = _nothing
+        self.on_combined: Callable[[], None] = _nothing
+        self.meanwhile: Callable[[], None] = _nothing
+
+    @property
+    def lost(self) -> bool:
+        """Whether the step under way is lost."""
+        return self._loss is not None
 
     def take_loss(self) -> TransportError | None:
         """Why the step since the last call is lost, or None; the next step starts clean."""
@@ -67,12 +83,14 @@ class ExpertCalls:
         except TransportError as error:
             self._loss = error
             return None
+        self.on_dispatched()
         return Call(ticket, staged, rows)
 
     def combine(self, call: Call | None, hidden: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the experts' outputs for the dispatched `hidden`: [T, H]."""
         if call is None:
             return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
+        self.meanwhile()
         try:
             self._forwarder.combine(
                 call.ticket, call.staged.topk_weights.data_ptr(), call.staged.out.data_ptr()
@@ -80,4 +98,6 @@ class ExpertCalls:
         except TransportError as error:
             self._loss = error
             return torch.zeros_like(hidden, memory_format=torch.contiguous_format)
+        finally:
+            self.on_combined()
         return self._memory.deliver(call.staged, hidden, call.rows)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol, assert_never
 
+from tarragon_hpc.attention.found import Found, Mail
 from tarragon_hpc.datapath.ert import ERT
 from tarragon_hpc.datapath.report import Clearance, Failover, Suspicion
-from tarragon_hpc.errors import RequestError
+from tarragon_hpc.errors import ExpertUnavailable, RequestError
 from tarragon_hpc.wire.to_head import (
     Cleared,
     Failed,
     Masked,
     Refused,
+    Resumed,
     Suspect,
     TableApplied,
     Tokens,
@@ -27,7 +31,6 @@ from tarragon_hpc.wire.to_worker import (
     Stores,
     Submit,
     Table,
-    ToWorker,
     Unload,
     Welcome,
 )
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from tarragon_hpc.wire.common import Message, Peer, SamplingSpec
 
 _STATS_EVERY_S = 0.05
+# Between two looks at sequences that wait for something that another thread brings.
+_IDLE_S = 0.001
 
 
 class Sequences(Protocol):
@@ -49,8 +54,18 @@ class Sequences(Protocol):
 
     @property
     def has_work(self) -> bool: ...
-    def add(self, request: str, prompt: Sequence[int], sampling: SamplingSpec) -> None: ...
-    def abort(self, requests: Iterable[str]) -> None: ...
+    def add(
+        self,
+        request: str,
+        prompt: Sequence[int],
+        sampling: SamplingSpec,
+        attempt: int = 1,
+        tokens: Sequence[int] = (),
+        found: Found | None = None,
+    ) -> None: ...
+    def abort(self, requests: Iterable[str], *, moved: bool = False) -> None: ...
+    def set_stores(self, peers: Sequence[Peer]) -> None: ...
+    def look(self, request: str, attempt: int, done: Callable[[Found], None]) -> bool: ...
     def step(self) -> Step: ...
     def stats(self) -> dict[str, float]: ...
 
@@ -73,7 +88,7 @@ class ServingLoop:
         who: Incarnation,
         engine: Sequences,
         refe: Routes,
-        inbox: queue.SimpleQueue[ToWorker],
+        inbox: queue.SimpleQueue[Mail],
         send: Callable[[Message], None],
         publish: Callable[[dict[str, float]], None],
     ) -> None:
@@ -83,7 +98,8 @@ class ServingLoop:
         self._inbox = inbox
         self._send = send
         self._publish = publish
-        self._kept: list[ToWorker] = []
+        self._kept: list[Mail] = []
+        self._looking: dict[str, Submit] = {}
         self._draining: str | None = None
         self._leaving: str | None = None
         self._measured = 0.0
@@ -92,7 +108,7 @@ class ServingLoop:
         """Serve; returns why it ended. With Drain, what runs is finished first."""
         while self._leaving is None:
             idle = not self._engine.has_work
-            if idle and self._draining is not None:
+            if idle and self._draining is not None and not self._looking:
                 return self._draining
             self._measure(due=idle)
             kept, self._kept = self._kept, []
@@ -102,7 +118,7 @@ class ServingLoop:
                 self._step()
         return self._leaving
 
-    def _messages(self, *, wait: bool) -> list[ToWorker]:
+    def _messages(self, *, wait: bool) -> list[Mail]:
         """All that has come; with `wait`, sleeps until something has."""
         messages = [self._inbox.get()] if wait else []
         try:
@@ -111,12 +127,18 @@ class ServingLoop:
         except queue.Empty:
             return messages
 
-    def _handle(self, message: ToWorker) -> None:
+    def _handle(self, message: Mail) -> None:
         match message:
             case Submit():
                 self._submit(message)
+            case Found():
+                self._found(message)
             case Abort():
-                self._engine.abort(message.requests)
+                for request in message.requests:
+                    self._looking.pop(request, None)
+                self._engine.abort(message.requests, moved=message.moved)
+            case Stores():
+                self._engine.set_stores(message.peers)
             case Table():
                 self._apply(message)
             case Drain():
@@ -136,11 +158,24 @@ class ServingLoop:
             self._fail([request], f"{self._who.worker} takes no more requests: {self._draining}")
         elif not self._refe.epoch:
             self._fail([request], f"{self._who.worker} has no routing table yet")
+        elif message.attempt > 1 and self._engine.look(request, message.attempt, self._inbox.put):
+            self._looking[request] = message
         else:
-            try:
-                self._engine.add(request, message.prompt, message.sampling)
-            except RequestError as error:
-                self._send(Refused(*self._who, request, str(error), error.param))
+            self._add(message, None)
+
+    def _found(self, found: Found) -> None:
+        """The stores have said what they keep of a sequence that was begun elsewhere."""
+        message = self._looking.get(found.request)
+        if message is not None and message.attempt == found.attempt:
+            del self._looking[found.request]
+            self._add(message, found)
+
+    def _add(self, submit: Submit, found: Found | None) -> None:
+        s = submit
+        try:
+            self._engine.add(s.request, s.prompt, s.sampling, s.attempt, s.tokens, found)
+        except RequestError as error:
+            self._send(Refused(*self._who, s.request, str(error), error.param))
 
     def _apply(self, table: Table) -> None:
         peers = {peer.worker: peer for peer in table.peers}
@@ -149,14 +184,21 @@ class ServingLoop:
 
     def _step(self) -> None:
         step = self._engine.step()
+        for resumption in step.resumed:
+            self._send(Resumed(*self._who, **asdict(resumption)))
         if step.tokens:
             self._send(Tokens(*self._who, step.tokens))
         if step.loss is not None:
-            self._fail(step.failed, str(step.loss))
+            # An expert that nobody has served for so long is missing on every AW.
+            again = not isinstance(step.loss, ExpertUnavailable)
+            self._fail(step.failed, str(step.loss), again=again)
+        if step.idle:
+            with contextlib.suppress(queue.Empty):
+                self._kept.append(self._inbox.get(timeout=_IDLE_S))
 
-    def _fail(self, requests: list[str], reason: str) -> None:
+    def _fail(self, requests: list[str], reason: str, *, again: bool = True) -> None:
         if requests:
-            self._send(Failed(*self._who, requests, reason))
+            self._send(Failed(*self._who, requests, reason, again))
 
     def report(self, report: Report) -> None:
         """The REFE says something about an EW: tell the head, which decides what is lost."""

@@ -12,6 +12,8 @@ from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tarragon_hpc.attention.found import Mail
+
 
 class Interrupted(BaseException):
     """The start was ended by a wish to leave; not an Exception, so that nobody else handles it."""
@@ -26,7 +28,7 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self.messages: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[Mail] = queue.SimpleQueue()
         self.starting = True
         self.ring: Callable[[], None] = lambda: None
 

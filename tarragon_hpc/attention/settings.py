@@ -17,6 +17,13 @@ DeviceKind = Literal["cpu", "cuda"]
 _MIB = 1 << 20
 _CPU_KV_CACHE = 512 * _MIB
 
+_CONNECTOR = {
+    "kv_connector": "TarragonConnector",
+    "kv_connector_module_path": "tarragon_hpc.attention.kv_connector",
+    "kv_role": "kv_both",
+    "kv_load_failure_policy": "recompute",
+}
+
 # A graph that held these would replay without our code, or bake a layer's name in.
 _OUTSIDE_GRAPHS = (
     "vllm::unified_kv_cache_update",
@@ -66,6 +73,7 @@ def engine_arguments(
         "disable_log_stats": True,
         "enforce_eager": attention.cuda_graphs == "none",
         "compilation_config": _compilation(config, device, attention_ops),
+        "kv_transfer_config": _CONNECTOR if config.checkpoint.stores else None,
     }
 
 

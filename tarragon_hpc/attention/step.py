@@ -11,9 +11,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """A sequence that was begun elsewhere has its first new token; the fields are those of the
+    message `wire.to_head.Resumed`.
+    """
+
+    request: str
+    attempt: int
+    restored: int
+    cached: int
+    computed: int
+    nbytes: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """What one step brought: tokens, or the sequences that were lost with it, and why."""
+    """What one step brought: tokens, or the sequences that were lost with it, and why.
+
+    idle: nothing could run, since all sequences wait for something from outside (KV from a store,
+    a grammar that is being compiled).
+    """
 
     tokens: list[TokenDelta] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     loss: TransportError | None = None
+    resumed: list[Resumption] = field(default_factory=list)
+    idle: bool = False

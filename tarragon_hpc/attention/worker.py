@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.attention.loop import ServingLoop
 from tarragon_hpc.attention.mailbox import Interrupted, Mailbox
 from tarragon_hpc.attention.preload import preload
+from tarragon_hpc.checkpoint.courier import Courier
 from tarragon_hpc.datapath.health import Patience
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.ids import Incarnation
@@ -28,7 +29,7 @@ from tarragon_hpc.wire.link import WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tarragon_hpc.attention.engine import Engine
     from tarragon_hpc.models.spec import ModelSpec
@@ -132,9 +133,17 @@ def _build(context: WorkerContext, spec: ModelSpec, refe: Refe) -> Engine:
     """
     from tarragon_hpc.attention.engine import Engine
 
+    def connect(row_bytes: Sequence[int]) -> Courier:
+        bell = ShmDoorbell(0)  # nobody waits for the courier: no need to spin
+        connector = ShmConnector(context.worker, context.incarnation, context.secret, bell)
+        courier = Courier(connector, bell, row_bytes, context.config.checkpoint)
+        courier.start()
+        return courier
+
     elsewhere, tempfile.tempdir = tempfile.tempdir, str(context.runtime_dir)
     try:
-        return Engine(context.config, spec, refe, context.cpus)
+        stores = context.config.checkpoint.stores > 0
+        return Engine(context.config, spec, refe, context.cpus, connect if stores else None)
     finally:
         tempfile.tempdir = elsewhere
 

@@ -117,6 +117,9 @@ class CheckpointConfig(Section):
     )
     memory: Bytes = Field(1 << 30, description="KV kept by one store, set aside at its start")
     replicas: Literal[1, 2] = Field(1, description="stores that keep each request's KV")
+    restore: Literal["auto", "always"] = Field(
+        "auto", description="auto: unless computing a sequence's KV anew is cheaper, as measured"
+    )
     checksums: bool = Field(True, description="of every KV segment, from cache to cache")
     queue: Bytes = Field(
         64 << 20, description="KV that an AW holds for stores that are behind; more is sent later"

@@ -74,7 +74,7 @@ class Fleet:
         if self._running.keys() - self._leaving - self._silent:
             return None
         silent = ", ".join(sorted(who.worker for who in self._silent - self._leaving))
-        return f"no attention worker is serving{f' ({silent} is silent)' if silent else ''}"
+        return f"no attention worker is serving{f' (silent: {silent})' if silent else ''}"
 
     def give(self, state: SequenceState, who: Incarnation) -> None:
         """This AW runs this sequence from now on; nobody else does."""

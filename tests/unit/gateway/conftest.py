@@ -65,28 +65,41 @@ class FakeWorker:
     The output is `script` (token ids) if set, else numbers made from the prompt and the seed. It
     ends at EOS, at a stop token, at max_tokens, or never if `hold` tokens are out. `react` is
     called with every Submit, in the turn after it. Every token left out `masked` expert calls.
+    After each of `deaths` more tokens it is lost with all it runs, and replaced.
     """
 
     def __init__(self):
+        self.incarnation = 0
         self.reset()
 
     def reset(self):
         self.script, self.hold, self.react, self.masked = None, None, None, 0
-        self.submitted, self.aborted = [], []
+        self.submitted, self.aborted, self.deaths = [], [], []
+        self._running = {}
 
     def attach(self, sessions):
         self.sessions = sessions
-        sessions.on_worker_serving("aw0", 1)
+        self.replace()
+
+    def replace(self):
+        """This incarnation is lost; the next one serves."""
+        self._running.clear()
+        self.sessions.on_worker_lost("aw0", self.incarnation, "killed")
+        self.incarnation += 1
+        self.sessions.on_worker_serving("aw0", self.incarnation)
 
     def __call__(self, worker, message):
         match message:
             case Submit():
                 self.submitted.append(message)
+                self._running[message.request] = message
                 if self.react is not None:
                     asyncio.get_running_loop().call_soon(self.react, message)
-                self._later(message, 0)
+                self._later(message, len(message.tokens))
             case Abort(requests):
                 self.aborted += requests
+                for request in requests:
+                    self._running.pop(request, None)
 
     def output(self, message):
         if self.script is not None:
@@ -100,7 +113,7 @@ class FakeWorker:
 
     def _step(self, message, index):
         sampling, out = message.sampling, self.output(message)
-        if message.request in self.aborted or index == self.hold:
+        if self._running.get(message.request) is not message or index == self.hold:
             return
         token = out[index] if index < len(out) else EOS
         finish, reason = None, None
@@ -116,10 +129,17 @@ class FakeWorker:
             others = [(token + 1 + i) % VOCAB for i in range(sampling.logprobs)]
             values = [-0.25, *(-0.5 - i for i in range(sampling.logprobs))]
             scores = [TokenLogprobs([token, *others], values, 1)]
-        delta = TokenDelta(message.request, index, [token], scores, finish, reason, self.masked)
-        self.sessions.on_tokens(Tokens("aw0", 1, [delta]))
+        delta = TokenDelta(
+            message.request, index, [token], scores, finish, reason, self.masked, message.attempt
+        )
+        self.sessions.on_tokens(Tokens("aw0", self.incarnation, [delta]))
         if finish is None:
             self._later(message, index + 1)
+        if self.deaths:
+            self.deaths[0] -= 1
+            if not self.deaths[0]:
+                del self.deaths[0]
+                self.replace()
 
 
 class Gateway(SimpleNamespace):

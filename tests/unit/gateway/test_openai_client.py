@@ -109,7 +109,8 @@ def test_an_error_in_the_middle_of_a_stream_raises_in_the_client(client, gateway
         seen = [next(stream) for _ in range(3)]
         assert [bool(chunk.choices[0].delta.role) for chunk in seen] == [True, False, False]
         request = gateway.worker.submitted[0].request
-        gateway.call(gateway.sessions.on_failed, Failed("aw0", 1, [request], "ew0 is lost"))
+        failed = Failed("aw0", gateway.worker.incarnation, [request], "ew0 is lost", again=False)
+        gateway.call(gateway.sessions.on_failed, failed)
         with pytest.raises(openai.APIError, match=r"ew0 is lost \(2 tokens had been"):
             next(stream)
 
@@ -120,7 +121,10 @@ def test_the_client_tries_again_when_the_worker_was_lost(gateway):
 
     def fail(message):
         worker.hold = worker.react = None
-        gateway.sessions.on_failed(Failed("aw0", 1, [message.request], "ew0 is lost"))
+        failed = Failed(
+            "aw0", gateway.worker.incarnation, [message.request], "ew0 is lost", again=False
+        )
+        gateway.sessions.on_failed(failed)
 
     worker.react = fail
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="x", max_retries=1) as client:
@@ -133,7 +137,9 @@ def test_the_client_tries_again_when_the_worker_was_lost(gateway):
 def test_what_a_worker_refuses_is_a_bad_request_with_its_field(client, gateway, stream):
     gateway.worker.hold = 0
     gateway.worker.react = lambda message: gateway.sessions.on_refused(
-        Refused("aw0", 1, message.request, "too long for the cache", "prompt")
+        Refused(
+            "aw0", gateway.worker.incarnation, message.request, "too long for the cache", "prompt"
+        )
     )
     with pytest.raises(openai.BadRequestError, match="too long for the cache") as error:
         client.completions.create(model="tiny", prompt="x", stream=stream)

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarragon_hpc.gateway.balance import choose_worker
 from tarragon_hpc.gateway.tokenlog import TokenLog, Verdict
 from tarragon_hpc.wire.common import TokenDelta, TokenLogprobs
 
@@ -83,9 +82,3 @@ def test_any_mix_of_true_deltas_leaves_a_prefix(tokens, pieces):
         assert log.token_ids == tokens[: len(log.token_ids)]
         assert len(log.token_ids) >= before
         assert log.finish is None or log.token_ids == tokens
-
-
-def test_the_least_loaded_worker_is_chosen_and_ties_go_to_the_lowest_number():
-    assert choose_worker({"aw10": 1, "aw2": 1, "aw3": 2}) == "aw2"
-    assert choose_worker({"aw2": 3, "aw10": 1}) == "aw10"
-    assert choose_worker({}) is None
