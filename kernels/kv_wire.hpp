@@ -5,7 +5,7 @@
 
 constexpr uint32_t kKvMagic = 0x564B5254;  // "TRKV"
 
-enum KvKind : uint8_t { kKvPut = 1, kKvFree = 2, kKvLook = 3, kKvFetch = 4 };
+enum KvKind : uint8_t { kKvPut = 1, kKvFree = 2, kKvLook = 3, kKvFetch = 4, kKvHello = 5 };
 enum KvStatus : uint16_t { kKvOk, kKvUnknown, kKvStale, kKvShort, kKvBad };
 
 constexpr uint8_t kKvCommit = 1;  // flag of the last Put of an engine step

@@ -6,6 +6,7 @@ namespace nb = nanobind;
 void bind_datapath(nb::module_ &m);
 void bind_ffn(nb::module_ &m);
 void bind_kv_rows(nb::module_ &m);
+void bind_kv_store(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects of a module's globals outlive the check at exit
@@ -13,4 +14,5 @@ NB_MODULE(_native, m) {
     bind_datapath(m);
     bind_ffn(m);
     bind_kv_rows(m);
+    bind_kv_store(m);
 }

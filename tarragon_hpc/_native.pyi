@@ -292,3 +292,20 @@ class FfnBank:
 
 def ffn_instruction_sets() -> list[str]:
     """What this machine can run: "avx512", "avx2", "scalar"; the best first."""
+
+# kv_store_bind.cpp: the twin is checkpoint/plain_store.py
+
+class KvStore:
+    """See `checkpoint.plain_store.PlainStore`; any thread, the GIL is released.
+
+    `memory` is set aside at once: MemoryError if there is not so much.
+    """
+
+    def __init__(
+        self, memory: int, page_tokens: int = 16, check: bool = True, orphan_s: float = 60.0
+    ) -> None: ...
+    def handle(self, client: int, frame: Buffer, reply: Buffer, now: float) -> int: ...
+    def client_lost(self, client: int, now: float) -> None: ...
+    def expire(self, now: float) -> None: ...
+    def stats(self) -> dict[str, float]: ...
+    def prefixes(self) -> dict[int, int]: ...

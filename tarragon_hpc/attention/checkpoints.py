@@ -153,12 +153,9 @@ class Checkpoints:
         kv = self._sequences.get(request.request_id)
         if kv is None or kv.asked:
             return 0
-        kv.cached = cached
         return max(0, kv.usable - cached)
 
-    def on_allocated(
-        self, request: Any, block_ids: Sequence[Sequence[int]], external: int
-    ) -> None:
+    def on_allocated(self, request: Any, block_ids: Sequence[Sequence[int]], external: int) -> None:
         """There are blocks for what `to_restore` said."""
         kv = self._sequences[request.request_id]
         self._restorer.ask(kv, kv.usable - external, external, block_ids)
@@ -173,7 +170,8 @@ class Checkpoints:
             self._courier.free(kv.key, kv.attempt)
 
     def plan(self, scheduled: Any) -> None:
-        """A step is about to run."""
+        """A step is about to run; what is to be restored is sent for, and comes meanwhile."""
+        self._restorer.begin()
         now = time.monotonic()
         self._protection.set_stores(self._courier.stores)
         for answer in self._courier.answers():
@@ -189,14 +187,9 @@ class Checkpoints:
                 continue
             if not kv.opened:
                 self._open(kv)
-            kv.computed += count
             step.append((kv, starts[internal] + count, blocks.get_block_ids(internal)))
         self._saver.plan(step, now)
         self._stepped = (now, scheduled.total_num_scheduled_tokens)
-
-    def begin_loads(self) -> None:
-        """Send for what is to be restored."""
-        self._restorer.begin()
 
     def on_layer(self, name: str) -> None:
         """The attention of a layer has been computed."""

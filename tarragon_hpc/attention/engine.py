@@ -30,14 +30,15 @@ from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
 from tarragon_hpc.attention.step import Resumption, Step
+from tarragon_hpc.attention.structured import Grammars
 from tarragon_hpc.attention.validate import Limits, check_request
 from tarragon_hpc.attention.vllm_setup import (
     cpu_threads,
     explain,
     kv_bytes_per_token,
     load_model_class,
+    load_tokenizer,
     one_line,
-    tokenizer_eos,
 )
 from tarragon_hpc.errors import RequestError
 
@@ -58,12 +59,14 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Sequence:
     """`internal` is vLLM's own id; `emitted` counts the tokens of its output so far, and `masked`
-    the expert calls that were left out since the last of them.
+    the expert calls that were left out since the last of them. `structure`: what the request calls
+    the field that its output must follow, None if there is none.
     """
 
     internal: str
     attempt: int
     emitted: int
+    structure: str | None = None
     masked: int = 0
     began: float | None = None
     """When it was added, if it was begun elsewhere and has no new token yet."""
@@ -119,10 +122,12 @@ class Engine:
         except (ValueError, VLLMError) as error:  # pydantic's ValidationError is a ValueError
             raise explain(error) from error
         check_coverage(self._config, spec)
-        eos = tokenizer_eos(spec.path)
+        tokenizer = load_tokenizer(spec.path)
+        eos = None if tokenizer is None else tokenizer.eos_token_id
         # What a tokenizer would tell vLLM; the eos ids of the generation config it reads itself.
         self._llm.input_processor.renderer.get_eos_token_id = lambda: eos
         self._core = self._llm.engine_core.engine_core
+        self._grammars = Grammars(self._core, tokenizer)
         self._runner = self._llm.model_executor.driver_worker.worker.model_runner
         if device == "cpu":
             keep_generators(self._runner)
@@ -130,7 +135,7 @@ class Engine:
             spec.vocab, context_length(config, spec), self._config.model_config.max_logprobs
         )
         self._resumed = Resumed(spec.vocab)
-        self._resumed.teach(gpu_model_runner)
+        self._resumed.teach(gpu_model_runner, self._core.scheduler)
         self._sequences: dict[str, _Sequence] = {}
         self._steps = self._tokens = self._lost_steps = self._finished = 0
         if self._checkpoints is not None:
@@ -162,7 +167,8 @@ class Engine:
     ) -> None:
         """Queue a sequence that goes on after `tokens`; it joins the next step that has room.
 
-        `found`: what the checkpoint stores have of it. Raises RequestError if it can never run. The engine is none the worse for it.
+        `found`: what the checkpoint stores have of it. Raises RequestError if it can never run. The
+        engine is none the worse for it.
         """
         if request in self._sequences:
             raise RequestError(f"request: {request!r} runs already", param="request")
@@ -175,11 +181,15 @@ class Engine:
             )
         except (ValueError, VLLMClientError) as error:
             raise RequestError(one_line(error), param=getattr(error, "parameter", None)) from error
-        sequence = self._sequences[request] = _Sequence(internal, attempt, len(tokens))
+        structure = sampling.structure
+        sequence = self._sequences[request] = _Sequence(
+            internal, attempt, len(tokens), structure.param if structure else None
+        )
         if attempt > 1:
             sequence.began = time.monotonic()
-        if tokens:
-            self._resumed.note(self._core.scheduler.requests[internal], tokens)
+            resumed = self._core.scheduler.requests[internal]
+            self._resumed.begin(resumed, tokens)
+            self._grammars.advance(resumed, tokens)
         if self._checkpoints is not None:
             sequence.kv = self._checkpoints.prepare(internal)
 
@@ -199,17 +209,21 @@ class Engine:
         If the experts could not be reached, nothing of it counts: see `Step.failed`. Waiting
         sequences stay, and the engine goes on.
         """
+        refused = self._refuse_structures()
         outputs = self._llm.step()
         self._steps += 1
         self._charge_masked()
         loss = self._calls.take_loss()
         if loss is not None:
             self._lost_steps += 1
-            return Step(failed=self._discard(outputs), loss=loss)
+            return Step(failed=self._discard(outputs), loss=loss, refused=refused)
+        stuck = self._refuse_stuck(outputs)
+        outputs = [output for output in outputs if output.request_id not in stuck]
         resumed = [self._resumption(output) for output in outputs if self._is_back(output)]
         running, waiting = self._core.scheduler.get_request_counts()
         return Step(
             [self._delta(output) for output in outputs],
+            refused=refused | stuck,
             resumed=resumed,
             idle=waiting > 0 and running == 0,
         )
@@ -245,6 +259,7 @@ class Engine:
         self._calls.serving = False
         if self._checkpoints is not None:
             self._checkpoints.close()
+        self._grammars.close()
         self._llm.engine_core.shutdown()
 
     def _is_back(self, output: Any) -> bool:
@@ -255,15 +270,19 @@ class Engine:
         sequence = self._sequences[output.request_id]
         assert sequence.began is not None
         seconds, sequence.began = time.monotonic() - sequence.began, None
-        kv = sequence.kv
-        if kv is None:
-            cached = output.num_cached_tokens or 0
-            computed = len(output.prompt_token_ids) + sequence.emitted - cached
-            found = (0, cached, computed, 0)
-            reason = "there are no checkpoint stores"
-        else:
-            found, reason = (kv.restored, kv.cached, kv.computed, kv.nbytes), kv.reason
-        return Resumption(output.request_id, sequence.attempt, *found, seconds, reason)
+        kv, computed = sequence.kv, self._resumed.computed(sequence.internal)
+        restored = 0 if kv is None else kv.restored
+        total = len(output.prompt_token_ids) + sequence.emitted
+        return Resumption(
+            output.request_id,
+            sequence.attempt,
+            restored=restored,
+            cached=total - restored - computed,
+            computed=computed,
+            nbytes=0 if kv is None else kv.nbytes,
+            seconds=seconds,
+            reason="there are no checkpoint stores" if kv is None else kv.reason,
+        )
 
     def _delta(self, output: Any) -> TokenDelta:
         sequence = self._sequences[output.request_id]
@@ -275,6 +294,26 @@ class Engine:
             self._finished += 1
             del self._sequences[output.request_id]
         return delta
+
+    def _refuse_structures(self) -> dict[str, RequestError]:
+        """Drop the sequences that no grammar could be made for."""
+        errors = self._grammars.refused()
+        refused = {
+            r: errors[s.internal] for r, s in self._sequences.items() if s.internal in errors
+        }
+        self.abort(refused)
+        return refused
+
+    def _refuse_stuck(self, outputs: list[Any]) -> dict[str, RequestError]:
+        """Forget the sequences that vLLM has ended because their structure allowed no token."""
+        stuck = {}
+        for output in outputs:
+            sequence = self._sequences[output.request_id]
+            if sequence.structure and output.outputs[0].finish_reason == "error":
+                del self._sequences[output.request_id]
+                error = self._grammars.ended(sequence.internal, sequence.structure)
+                stuck[output.request_id] = error
+        return stuck
 
     def _charge_masked(self) -> None:
         """Note whose rows were computed without some of their experts."""

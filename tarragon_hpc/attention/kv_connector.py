@@ -71,9 +71,7 @@ class TarragonConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         matched = self._checkpoints.to_restore(request, num_computed_tokens)
         return matched, matched > 0
 
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if num_external_tokens > 0:
             self._checkpoints.on_allocated(request, blocks.get_block_ids(), num_external_tokens)
 
@@ -95,7 +93,7 @@ class TarragonConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._checkpoints.on_caches(kv_caches, self._layers)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        self._checkpoints.begin_loads()
+        """Loads were begun when the step was scheduled, so that they are there when it is over."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: no layer has to wait."""

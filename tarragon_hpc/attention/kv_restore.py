@@ -74,7 +74,7 @@ class Restorer:
             else:
                 failed.add(internal)
                 self.failures += 1
-                kv.restored = kv.cached = kv.held = kv.usable = 0
+                kv.restored = kv.held = kv.usable = 0
                 kv.reason = result.reason
 
     def _fetch(
@@ -83,7 +83,7 @@ class Restorer:
         assert kv.found is not None
         internal, store = kv.vllm.request_id, next(iter(kv.found.holders))
         where = slots(block_ids, self._block_sizes, start, length)
-        kv.cached, kv.restored = start, length
+        kv.restored = length
         self._loading[internal] = kv
 
         def sink(first: int, count: int, payload: memoryview, sums: memoryview) -> bool:

@@ -20,10 +20,9 @@ class SequenceKv:
     """One sequence. `vllm` is vLLM's Request.
 
     found: what a store keeps of it, if it was begun elsewhere; held: so many positions of that are
-    right for this sequence; usable: so many are to be restored. asked: the load was handed out, which is done once. opened: its
-    rows are being copied. moved: another AW goes on, so the stores must not forget it.
-    cached, restored, computed: positions that were in the prefix cache, came from the store, ran
-    through the model before the first new token; reason: why nothing was restored.
+    right for this sequence; usable: so many are to be restored. asked: the load was handed out,
+    which is done once. opened: its rows are being copied. moved: another AW goes on, so the stores
+    must not forget it. restored: positions that came from a store; reason: why none did.
     """
 
     request: str
@@ -36,9 +35,7 @@ class SequenceKv:
     asked: bool = False
     opened: bool = False
     moved: bool = False
-    cached: int = 0
     restored: int = 0
-    computed: int = 0
     nbytes: int = 0
     reason: str = ""
 

@@ -175,7 +175,7 @@ class ServingLoop:
         try:
             self._engine.add(s.request, s.prompt, s.sampling, s.attempt, s.tokens, found)
         except RequestError as error:
-            self._send(Refused(*self._who, s.request, str(error), error.param))
+            self._refuse(s.request, error)
 
     def _apply(self, table: Table) -> None:
         peers = {peer.worker: peer for peer in table.peers}
@@ -184,6 +184,8 @@ class ServingLoop:
 
     def _step(self) -> None:
         step = self._engine.step()
+        for request, error in step.refused.items():
+            self._refuse(request, error)
         for resumption in step.resumed:
             self._send(Resumed(*self._who, **asdict(resumption)))
         if step.tokens:
@@ -195,6 +197,9 @@ class ServingLoop:
         if step.idle:
             with contextlib.suppress(queue.Empty):
                 self._kept.append(self._inbox.get(timeout=_IDLE_S))
+
+    def _refuse(self, request: str, error: RequestError) -> None:
+        self._send(Refused(*self._who, request, str(error), error.param))
 
     def _fail(self, requests: list[str], reason: str, *, again: bool = True) -> None:
         if requests:

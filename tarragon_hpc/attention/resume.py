@@ -17,21 +17,23 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
 _DRAW_LIMIT = 2**31
 
 
 class Resumed:
-    """The output of resumed sequences, by vLLM's own id, until the model runner has met them."""
+    """The resumed sequences of one engine, by vLLM's own id."""
 
     def __init__(self, vocab: int) -> None:
         self._vocab = vocab
         self._tokens: dict[str, list[int]] = {}
+        self._computed: dict[str, int] = {}
 
-    def teach(self, runners: ModuleType) -> None:
-        """Have the V1 model runners, which live in this module, make their states through here."""
-        make = runners.CachedRequestState
+    def teach(self, runners: Any, scheduler: Any) -> None:
+        """Have the model runners of a module (vLLM's V1) make their states through here,
+        and see what the scheduler schedules.
+        """
+        make, schedule = runners.CachedRequestState, scheduler.schedule
 
         def state(**known: Any) -> Any:
             tokens = self._tokens.pop(known["req_id"], None)
@@ -41,16 +43,32 @@ class Resumed:
                     skip_draws(known["generator"], len(tokens), self._vocab)
             return make(**known)
 
-        runners.CachedRequestState = state
+        def counted(*args: Any) -> Any:
+            scheduled = schedule(*args)
+            for internal in self._computed:
+                count = scheduled.num_scheduled_tokens.get(internal, 0)
+                self._computed[internal] += count
+            return scheduled
 
-    def note(self, request: Any, tokens: Sequence[int]) -> None:
+        runners.CachedRequestState, scheduler.schedule = state, counted
+
+    def begin(self, request: Any, tokens: Sequence[int]) -> None:
         """`tokens` are the output so far of a vLLM request that was never scheduled."""
-        request.append_output_token_ids(list(tokens))
-        self._tokens[request.request_id] = list(tokens)
+        self._computed[request.request_id] = 0
+        if tokens:
+            request.append_output_token_ids(list(tokens))
+            self._tokens[request.request_id] = list(tokens)
+            # vLLM counts how much of a prompt was cached, and takes more than that for a mistake.
+            request.prefill_stats = None
+
+    def computed(self, internal: str) -> int:
+        """How many of its positions ran through the model until its first new token came."""
+        return self._computed.pop(internal)
 
     def forget(self, internal: str) -> None:
-        """The sequence ended before it was scheduled."""
+        """The sequence has ended."""
         self._tokens.pop(internal, None)
+        self._computed.pop(internal, None)
 
 
 def skip_draws(generator: torch.Generator, draws: int, vocab: int) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from tarragon_hpc.attention.structured import structured_params
 from tarragon_hpc.wire.common import TokenDelta, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -15,24 +16,27 @@ if TYPE_CHECKING:
 
 def sampling_params(spec: SamplingSpec) -> Any:
     """vLLM's parameters for a sequence: new tokens as they come, no text."""
-    return SamplingParams(
-        max_tokens=spec.max_tokens,
-        min_tokens=spec.min_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        top_k=spec.top_k,
-        min_p=spec.min_p,
-        seed=spec.seed,
-        presence_penalty=spec.presence_penalty,
-        frequency_penalty=spec.frequency_penalty,
-        repetition_penalty=spec.repetition_penalty,
-        ignore_eos=spec.ignore_eos,
-        stop_token_ids=list(spec.stop_token_ids),
-        logprobs=spec.logprobs,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-    )
+    arguments = {
+        "max_tokens": spec.max_tokens,
+        "min_tokens": spec.min_tokens,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "top_k": spec.top_k,
+        "min_p": spec.min_p,
+        "seed": spec.seed,
+        "presence_penalty": spec.presence_penalty,
+        "frequency_penalty": spec.frequency_penalty,
+        "repetition_penalty": spec.repetition_penalty,
+        "ignore_eos": spec.ignore_eos,
+        "stop_token_ids": list(spec.stop_token_ids),
+        "logprobs": spec.logprobs,
+        "flat_logprobs": True,
+        "detokenize": False,
+        "output_kind": RequestOutputKind.DELTA,
+    }
+    if spec.structure is not None:
+        return structured_params(spec.structure, arguments)
+    return SamplingParams(**arguments)
 
 
 def token_delta(output: Any, index: int, masked: int = 0, attempt: int = 1) -> TokenDelta:

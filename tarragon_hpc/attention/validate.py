@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import RequestError
+from tarragon_hpc.wire.structure import problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,9 @@ def check_request(
     _check_ids("stop_token_ids", sampling.stop_token_ids, limits)
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= limits.max_logprobs:
         _refuse("logprobs", sampling.logprobs, f"must be in [0, {limits.max_logprobs}]")
+    structure = sampling.structure
+    if structure is not None and (wrong := problem(structure)) is not None:
+        raise RequestError(f"{structure.param}: {wrong}", param=structure.param)
 
 
 def _check_prompt(prompt: Sequence[int], limits: Limits) -> None:

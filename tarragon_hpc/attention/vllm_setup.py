@@ -42,14 +42,13 @@ def load_model_class(architecture: str) -> None:
     ModelRegistry.register_model(architecture, model_class)
 
 
-def tokenizer_eos(path: str) -> int | None:
-    """The end-of-sequence token as vLLM with a tokenizer would have it."""
+def load_tokenizer(path: str) -> Any | None:
+    """The tokenizer that vLLM would have: who ends a sequence, and what tokens a grammar allows."""
     try:
-        eos: int | None = get_tokenizer(path).eos_token_id
+        return get_tokenizer(path)
     except (OSError, ValueError) as error:
         log.warning("no tokenizer in %s, so no end-of-sequence token: %s", path, one_line(error))
         return None
-    return eos
 
 
 def kv_bytes_per_token(vllm_config: Any) -> int:

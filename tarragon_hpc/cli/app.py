@@ -165,7 +165,7 @@ def coverage(run: Run = None, root: Root = None, json: Json = False) -> None:
 @app.command()
 def scale(
     words: Annotated[
-        list[str], typer.Argument(metavar="[RUN] ROLE=COUNT...", help="Such as ew=3 aw=2.")
+        list[str], typer.Argument(metavar="[RUN] ROLE=COUNT...", help="Such as ew=3 aw=2 cs=1.")
     ],
     root: Root = None,
 ) -> None:
@@ -189,7 +189,7 @@ def chaos(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what --mtbf does.")] = 0,
     faults: Annotated[str, typer.Option(help="Kinds of faults of --mtbf.")] = "kill,stop,slow",
-    roles: Annotated[str, typer.Option(help="Whom --mtbf hits: ew, aw or both.")] = "ew",
+    roles: Annotated[str, typer.Option(help="Whom --mtbf hits, of ew,aw,cs.")] = "ew",
     duration: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="End of --mtbf; default: none.")
     ] = None,

@@ -14,6 +14,7 @@ from tarragon_hpc.cluster.client import head_of
 from tarragon_hpc.cluster.fault_plan import plan_faults
 from tarragon_hpc.cluster.faults import FAULTS, KILL, SLOW, STOP
 from tarragon_hpc.errors import UserError
+from tarragon_hpc.ids import Role
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = 130
 _AT_RANDOM = (KILL, STOP, SLOW)
-_ROLES = ("aw", "ew")
+_ROLES = tuple(Role)
 
 
 class Aim(NamedTuple):

@@ -64,6 +64,7 @@ def read_sabotage(text: str, config: Config) -> tuple[str, str]:
     faults = [f for f in FAULTS if f != CONT]
     workers = [f"aw{i}" for i in range(config.attention.workers)]
     workers += [f"ew{i}" for i in range(config.experts.workers)]
+    workers += [f"cs{i}" for i in range(config.checkpoint.stores)]
     if not colon or fault not in faults:
         raise UserError(
             f"--chaos {text!r}: expected FAULT:WORKER with a fault of {', '.join(faults)}"

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cli.runs import locate
 from tarragon_hpc.cluster.client import head_of, query_status
 from tarragon_hpc.errors import UserError
+from tarragon_hpc.ids import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_ROLES = ("aw", "ew")
+_ROLES = tuple(Role)
 
 
 def read_sizes(words: Sequence[str]) -> tuple[str | None, dict[str, int]]:
@@ -25,8 +26,9 @@ def read_sizes(words: Sequence[str]) -> tuple[str | None, dict[str, int]]:
         role, equals, count = word.partition("=")
         if not equals or role not in _ROLES:
             raise UserError(f"{word!r}: expected ROLE=COUNT with a role of {', '.join(_ROLES)}")
-        if not (count.isascii() and count.isdigit()) or int(count) < 1:
-            raise UserError(f"{word}: must be a number of workers, 1 or more")
+        least = 0 if role == Role.CS else 1
+        if not (count.isascii() and count.isdigit()) or int(count) < least:
+            raise UserError(f"{word}: must be a number of workers, {least} or more")
         if role in sizes:
             raise UserError(f"{word}: {role} is given twice")
         sizes[role] = int(count)

@@ -45,6 +45,8 @@ def render(status: dict[str, Any]) -> Group:
             Text(_remark(worker)),
         )
     parts: list[Text | Table] = [head, table]
+    if checkpoint := (status.get("checkpoint") or {}).get("lines"):
+        parts.append(Text("\n".join(["", *checkpoint])))
     if coverage := (status.get("coverage") or {}).get("lines"):
         parts.append(Text("\n".join(["", *coverage])))
     if failures := status.get("failures"):

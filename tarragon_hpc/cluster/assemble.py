@@ -88,7 +88,8 @@ async def assemble(
     """
     model = describe_model(config.model.path, config.model.dtype)
     placement = place(model.experts, config.experts, model.expert_bytes)
-    rules = rules_for(model.experts, config.experts, model.expert_bytes)
+    replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
+    rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
     gpus = usable_gpus()
     specs = plan_workers(config, usable_cpus(), gpus)
     places = Places(config, specs, gpus)
@@ -103,9 +104,15 @@ async def assemble(
         detail: dict[str, Any] = dict(message.detail)
         timeline.record(message.event, worker=message.worker, **detail)
 
+    def tell(event: str, worker: str, incarnation: int, **detail: Any) -> None:
+        timeline.record(event, worker=worker, incarnation=incarnation, **detail)
+
     metrics = HeadMetrics()
     sessions = Sessions(
-        lambda worker, message: orchestrator.send(worker, message), config.gateway.max_requests
+        lambda worker, message: orchestrator.send(worker, message),
+        config.gateway.max_requests,
+        failover_timeout_s=config.gateway.failover_timeout_s,
+        tell=tell,
     )
     app = create_app(
         sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry

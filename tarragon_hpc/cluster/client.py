@@ -19,7 +19,7 @@ from tarragon_hpc.cluster.rendezvous import (
     run_secret,
 )
 from tarragon_hpc.errors import AuthError, ClusterError, ConnectFailed, TarragonError, UserError
-from tarragon_hpc.observe.story import tell
+from tarragon_hpc.observe.stories import tell
 from tarragon_hpc.observe.timeline import read_timeline
 from tarragon_hpc.orchestrator.apply import replay
 from tarragon_hpc.orchestrator.journal import read_journal

@@ -23,7 +23,11 @@ from tarragon_hpc.ids import Role, parse_worker_id
 from tarragon_hpc.observe.log import configure
 from tarragon_hpc.wire.link import WorkerContext
 
-MAIN = {Role.AW: "tarragon_hpc.attention.worker", Role.EW: "tarragon_hpc.expert.worker"}
+MAIN = {
+    Role.AW: "tarragon_hpc.attention.worker",
+    Role.EW: "tarragon_hpc.expert.worker",
+    Role.CS: "tarragon_hpc.checkpoint.worker",
+}
 
 log = logging.getLogger("tarragon_hpc.cluster.entry")  # also when it runs as __main__
 
@@ -53,13 +57,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def worker_role(worker: str) -> Role:
-    """The role of a worker id that this program can run. Raises ConfigError."""
+    """The role of a worker id. Raises ConfigError."""
     try:
         role, _ = parse_worker_id(worker)
     except ValueError as error:
         raise ConfigError("--worker", str(error)) from None
-    if role not in MAIN:
-        raise ConfigError("--worker", f"{worker!r}: no program for this role; expected aw or ew")
     return role
 
 

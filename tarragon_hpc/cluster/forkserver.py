@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 READY = b"ready"
 PID_BYTES = 4
 
-# Each has a function `preload`, which imports what a worker of the role imports later on.
+# Each has a function `preload`, which imports what a worker of the role imports later on; the main
+# module of a CS imports everything itself.
 _PRELOAD = {Role.AW: "tarragon_hpc.attention.preload", Role.EW: "tarragon_hpc.expert.preload"}
 _RECEIVE_S = 5.0
 _OPENMP = ("libgomp", "libomp", "libiomp")
@@ -65,7 +66,7 @@ class Order(msgspec.Struct, frozen=True):
 def main(argv: list[str] | None = None) -> NoReturn:
     """Import, serve until the head closes the socket; a worker comes out of it as well."""
     parser = argparse.ArgumentParser(prog="tarragon_hpc.cluster.forkserver")
-    parser.add_argument("--role", required=True, type=Role, choices=list(_PRELOAD))
+    parser.add_argument("--role", required=True, type=Role, choices=list(entry.MAIN))
     parser.add_argument("--run-dir", required=True, help="names its run and its workers' in `ps`")
     parser.add_argument("--parent", required=True, type=int, help="pid to die with")
     parser.add_argument("--socket", required=True, type=int, help="descriptor for orders")
@@ -75,7 +76,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     with socket.socket(fileno=args.socket) as sock:
         began = time.monotonic()
         importlib.import_module(entry.MAIN[args.role])
-        importlib.import_module(_PRELOAD[args.role]).preload()
+        if args.role in _PRELOAD:
+            importlib.import_module(_PRELOAD[args.role]).preload()
         reason = unfit(len(os.listdir("/proc/self/task")), _open_files())
         if reason is not None:
             log.warning("workers are started without a fork server: %s", reason)

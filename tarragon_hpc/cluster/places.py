@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.cluster.spec import store_spec
 from tarragon_hpc.ids import Role, parse_worker_id, worker_id
 
 if TYPE_CHECKING:
@@ -22,21 +23,26 @@ class Places(dict[str, "WorkerSpec"]):
 
     def __init__(self, config: Config, specs: Sequence[WorkerSpec], gpus: Sequence[str]) -> None:
         super().__init__({spec.worker: spec for spec in specs})
-        self._counts = {Role.AW: config.attention.workers, Role.EW: config.experts.workers}
+        self._counts = {
+            Role.AW: config.attention.workers,
+            Role.EW: config.experts.workers,
+            Role.CS: max(1, config.checkpoint.stores),
+        }
         self._fraction = config.attention.gpu_memory_fraction
-        self._first = dict(self)
+        store = worker_id(Role.CS, 0)  # a run may begin without any
+        self._first = {store: store_spec(store, shares_cpus=not gpus)} | dict(self)
         self._gpus = gpus
 
     def prepare(self, workers: Sequence[str], beside: Collection[str]) -> str | None:
         """Make places for more workers `beside` those that stay; why not, or None.
 
         An added worker shares the CPUs of one that the run began with, in turns: all CPUs were
-        dealt out then. It gets the GPU that the fewest use.
+        dealt out then. It gets the GPU that the fewest use. A CS needs neither.
         """
         made = {spec.worker: spec for spec in map(self._like_the_first, workers)}
         taken = [self[worker] for worker in beside]
         for worker, spec in made.items():
-            if self._gpus:
+            if self._gpus and spec.role is not Role.CS:
                 users = Counter(other.env[_GPU] for other in taken)
                 gpu = min(self._gpus, key=lambda g: (users[g], self._gpus.index(g)))  # noqa: B023
                 made[worker] = spec = replace(spec, env={**spec.env, _GPU: gpu})

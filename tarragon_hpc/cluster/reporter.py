@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
 from tarragon_hpc.ids import Incarnation
-from tarragon_hpc.observe.story import Stories
+from tarragon_hpc.observe.stories import Stories
 from tarragon_hpc.observe.timeline import LOST
 from tarragon_hpc.orchestrator import changes as ch
 from tarragon_hpc.orchestrator import events as ev
@@ -36,10 +36,16 @@ class Gateway(Protocol):
         """An AW takes sequences."""
 
     def on_worker_draining(self, worker: str, incarnation: int) -> None:
-        """An AW finishes what it runs and takes nothing new."""
+        """An AW is to leave: it takes nothing new, and others go on with what it runs."""
+
+    def on_worker_silent(self, worker: str, incarnation: int) -> None:
+        """An AW that serves is unresponsive."""
+
+    def on_worker_heard(self, worker: str, incarnation: int) -> None:
+        """A silent AW is heard again."""
 
     def on_worker_lost(self, worker: str, incarnation: int, reason: str) -> None:
-        """An AW is gone, and its sequences with it."""
+        """An AW is gone; others go on with its sequences."""
 
 
 class Reporter:
@@ -78,6 +84,10 @@ class Reporter:
                     self._gateway.on_worker_serving(change.worker, change.incarnation)
                 case ch.AttentionDraining():
                     self._gateway.on_worker_draining(change.worker, change.incarnation)
+                case ch.AttentionSilent():
+                    self._gateway.on_worker_silent(change.worker, change.incarnation)
+                case ch.AttentionHeard():
+                    self._gateway.on_worker_heard(change.worker, change.incarnation)
                 case ch.AttentionGone():
                     self._gateway.on_worker_lost(change.worker, change.incarnation, change.reason)
                 case ch.Availability():
@@ -146,6 +156,9 @@ class Reporter:
                 record("table sent", epoch=event.epoch)
             case ev.TableTaken():
                 record("table taken", epoch=event.epoch)
+            case ev.StoresSent():
+                stores = sorted(str(Incarnation(*store)) for store in event.stores.items())
+                record("stores told", stores=" ".join(stores))
             case ev.WorkerSilent():
                 record("worker silent", silent_s=event.silent_s)
             case ev.WorkerHeard():

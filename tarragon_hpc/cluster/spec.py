@@ -56,7 +56,7 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
     AWs split the CPUs evenly among themselves, and EWs split the same CPUs among themselves: a
     layer alternates between attention and experts, so the two seldom compute at once. With more
     workers of a role than CPUs some share one. GPUs are dealt out AWs first, one each; with fewer
-    GPUs than workers some share one.
+    GPUs than workers some share one. CSs have no place of their own (`store_spec`).
     Raises ConfigError if the AWs that share a GPU claim more than all of its memory.
     """
     counts = {Role.AW: config.attention.workers, Role.EW: config.experts.workers}
@@ -82,7 +82,14 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
                 "attention.gpu_memory_fraction",
                 f"{fraction:g}: {workers} AWs share GPU {gpu}; at most {1 / workers:.2f} each",
             )
-    return specs
+    stores = (worker_id(Role.CS, number) for number in range(config.checkpoint.stores))
+    return [*specs, *(store_spec(store, shares_cpus=not gpus) for store in stores)]
+
+
+def store_spec(worker: str, *, shares_cpus: bool) -> WorkerSpec:
+    """A CS copies bytes and nothing else: one thread, wherever there is a CPU to spare, no GPU."""
+    env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return WorkerSpec(worker, Role.CS, None, env, shares_cpus)
 
 
 def cpu_share(cpus: Sequence[int], number: int, count: int) -> tuple[int, ...]:

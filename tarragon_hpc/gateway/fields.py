@@ -63,12 +63,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
     "return_prompt_text": (False,),
     "return_token_offsets": (False,),
     "routed_experts_prompt_start": (0,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "thinking_token_budget": (-1,),
     "tool_choice": ("none",),
@@ -80,6 +78,14 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "watermarking": (False,),
     "web_search_options": (),
+}
+
+# Fields of older vLLMs, and what has taken their place. vLLM itself ignores them now.
+_REMOVED = {
+    "guided_choice": "structured_outputs.choice",
+    "guided_grammar": "structured_outputs.grammar",
+    "guided_json": "structured_outputs.json",
+    "guided_regex": "structured_outputs.regex",
 }
 
 # The same for the fields of a message, as clients send back what they were answered.
@@ -151,6 +157,12 @@ def _refusal(name: str, value: Any) -> RequestError:
 
 
 def _unknown(name: str, model: type[GenerationRequest]) -> RequestError:
+    if name in _REMOVED:
+        return RequestError(
+            f"{name}: vLLM has removed it; use {_REMOVED[name]}",
+            param=name,
+            code="unsupported_parameter",
+        )
     close = difflib.get_close_matches(name, model.model_fields, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return RequestError(

@@ -11,6 +11,7 @@ import msgspec
 from tarragon_hpc.errors import ModelError, RequestError
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
+from tarragon_hpc.gateway.structure import structure_of
 from tarragon_hpc.gateway.text import read_json
 from tarragon_hpc.wire.common import SamplingSpec
 
@@ -124,6 +125,7 @@ def sampling_specs(
         ignore_eos=request.ignore_eos,
         stop_token_ids=request.stop_token_ids,
         logprobs=logprobs,
+        structure=structure_of(request),
         **chosen,
     )
     if seed is None:

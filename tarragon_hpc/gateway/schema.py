@@ -29,6 +29,36 @@ class StreamOptions(_Part):
     include_obfuscation: bool = False
 
 
+class JsonSchema(_Part):
+    """OpenAI's json_schema. `name`, `description` and `strict` change nothing: vLLM is strict."""
+
+    name: str
+    json_schema: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Part):
+    """OpenAI's response_format. `json_schema` has an effect with the type of that name only."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(_Part):
+    """vLLM's structured_outputs, one of them at a time; its options are not built."""
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    choice: list[str] | None = None
+    disable_any_whitespace: Literal[False] = False
+    disable_additional_properties: Literal[False] = False
+    whitespace_pattern: None = None
+    structural_tag: None = None
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -64,6 +94,8 @@ class GenerationRequest(_Part):
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     request_id: str | None = Field(None, min_length=1, max_length=128)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _streaming_only(self) -> GenerationRequest:

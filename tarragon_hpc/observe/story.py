@@ -1,39 +1,31 @@
-"""Failures as stories: from the lines of a timeline to one entry per failure. Pure.
+"""The story of one failure: when it reached which phase, and what it did to requests.
 
-A story is about one incarnation of a worker. It begins with a fault (a line "chaos: …") or with the
+It is about one incarnation of a worker. It begins with a fault (a line "chaos: …") or with the
 first evidence, whatever comes first, and is over when the worker is trusted again or its successor
 is in use. Seconds are counted from the fault, or from the detection if nobody told of a fault.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-KEPT = 256
-NOTE = "chaos: "
-
-_FAULTS = ("kill", "stop", "slow")
-_EVIDENCE = ("failure masked", "worker suspected", "worker silent", "worker lost")
-_NOTE_SLACK_S = 0.05
-_BACK = ("worker trusted again", "worker heard again")
 PHASES = (
-    "detected", "rerouted", "answered", "fenced", "table", "started", "ready", "restored", "back",
+    "detected", "rerouted", "answered", "moved", "resumed", "resumed_last", "fenced", "table",
+    "told", "started", "ready", "restored", "back",
 )  # fmt: skip
-"""What may happen in a failure: noticed by somebody; its rows went elsewhere; the first of them was
-answered; the process was killed for sure; a new table was published; a successor was started; it
-was ready; a table names it (AW: it routes); or the worker itself was trusted again."""
+"""What may happen in a failure: noticed by somebody; an EW's rows went elsewhere; the first of them
+was answered; an AW's requests were given to others; the first of them, and the last, went on there;
+the process was killed for sure; a new table was published; the AWs were told to use other stores; a
+successor was started; it was ready; a table names it (AW: it routes, CS: AWs use it); or the worker
+itself was trusted again."""
 
 
 class Passed(NamedTuple):
     """A phase that a failure has reached; seconds since it was detected.
 
     For "detected" itself: since the fault. "rerouted" and "answered" come once per AW, counted from
-    when that AW noticed.
+    when that AW noticed; "resumed" once per request.
     """
 
     phase: str
@@ -48,6 +40,22 @@ class Mask:
     by: str
     pairs: int
     at: dict[str, float]
+
+
+@dataclass(slots=True)
+class Moved:
+    """What became of an AW's requests: how many were given to others, how many of them found none
+    at once, how many have got a new token since. Of those: tokens whose KV came from a checkpoint
+    store and from the other AW's own cache, tokens that were computed anew, bytes that were read.
+    """
+
+    requests: int = 0
+    waiting: int = 0
+    resumed: int = 0
+    restored: int = 0
+    cached: int = 0
+    computed: int = 0
+    nbytes: int = 0
 
 
 @dataclass(slots=True)
@@ -66,6 +74,7 @@ class Story:
     by: str = ""
     at: dict[str, float] = field(default_factory=dict)
     masks: list[Mask] = field(default_factory=list)
+    moved: Moved = field(default_factory=Moved)
 
     @property
     def over(self) -> bool:
@@ -100,150 +109,6 @@ class Story:
                 | {f"{phase}_s": round(at - zero, 6) for phase, at in m.at.items()}
                 for m in self.masks
             ],
+            "moved": asdict(self.moved),
             "over": self.over,
         }
-
-
-class Stories:
-    """The failures of a run. Feed the lines of its timeline in order; the last ones are kept."""
-
-    def __init__(self, keep: int = KEPT) -> None:
-        self.all: deque[Story] = deque(maxlen=keep)
-
-    def add(self, line: Mapping[str, Any]) -> list[Passed]:
-        """Take in a line; returns which phases it says that failures have reached."""
-        event = str(line.get("event"))
-        if event == "table published":
-            return self._table(line)
-        if "worker" not in line or "incarnation" not in line:
-            return []
-        if event.startswith(NOTE):
-            return self._note(line, event.removeprefix(NOTE))
-        if event in _EVIDENCE:
-            return self._evidence(line, event)
-        return self._course(line, event)
-
-    def _note(self, line: Mapping[str, Any], fault: str) -> list[Passed]:
-        at = line["mono"] - line.get("ago_s", 0.0)
-        story = self._last(line)
-        if fault in _FAULTS:
-            # The note may come after the first evidence of what it tells of, in the same story;
-            # evidence from long before it is of something else.
-            if story is None or story.over or at > story.at.get("detected", at) + _NOTE_SLACK_S:
-                story = self._begin(line)
-            story.fault = story.fault or fault
-            story.lasting = fault != "kill"
-            if story.injected is None:
-                story.injected = at
-                if "detected" in story.at:
-                    return [Passed("detected", story.at["detected"] - at)]
-        elif fault == "cont" and story is not None:
-            story.lasting = False
-        return []
-
-    def _evidence(self, line: Mapping[str, Any], event: str) -> list[Passed]:
-        story = self._last(line)
-        if story is None or story.over:
-            story = self._begin(line)
-        at = line["mono"] - line.get("detected_ago_s", 0.0)
-        passed = []
-        story.at.pop("back", None)
-        if "detected" not in story.at or at < story.at["detected"]:
-            first = "detected" not in story.at
-            story.at["detected"] = at
-            story.how, story.by = _told(line, event)
-            if first and story.injected is not None:
-                passed.append(Passed("detected", at - story.injected))
-        if event == "failure masked":
-            times = {
-                "detected": at,
-                "rerouted": line["mono"] - line.get("rerouted_ago_s", 0.0),
-                "answered": line["mono"] - line.get("answered_ago_s", 0.0),
-            }
-            story.masks.append(Mask(*_told(line, event), line.get("pairs", 0), times))
-            for phase in ("rerouted", "answered"):
-                story.at[phase] = min(times[phase], story.at.get(phase, times[phase]))
-                passed.append(Passed(phase, times[phase] - at))
-        return passed
-
-    def _course(self, line: Mapping[str, Any], event: str) -> list[Passed]:
-        if event in _BACK:
-            return self._back(line)
-        passed = []
-        for story in self.all:
-            if story.worker != line["worker"] or story.over:
-                continue
-            newer = line["incarnation"] > story.incarnation
-            if event == "worker fenced" and not newer:
-                passed += _reach(story, "fenced", line)
-            elif event == "worker started" and newer:
-                passed += _reach(story, "started", line)
-            elif event == "worker ready" and newer:
-                passed += _reach(story, "ready", line)
-            elif event == "table taken" and newer:
-                passed += _reach(story, "restored", line)
-        return passed
-
-    def _back(self, line: Mapping[str, Any]) -> list[Passed]:
-        """The last to trust a worker again counts, its peers and the head."""
-        story = self._last(line)
-        if story is None or "restored" in story.at:
-            return []
-        passed = _reach(story, "back", line)
-        if "back" in story.at:
-            story.at["back"] = line["mono"]
-        return passed
-
-    def _table(self, line: Mapping[str, Any]) -> list[Passed]:
-        named = dict(_split(name) for name in str(line.get("holders", "")).split())
-        passed = []
-        for story in self.all:
-            if story.over:
-                continue
-            passed += _reach(story, "table", line)
-            if "ready" in story.at and named.get(story.worker, 0) > story.incarnation:
-                passed += _reach(story, "restored", line)
-        return passed
-
-    def _last(self, line: Mapping[str, Any]) -> Story | None:
-        """The latest story of the incarnation that a line is about."""
-        who = (line["worker"], line["incarnation"])
-        return next((s for s in reversed(self.all) if (s.worker, s.incarnation) == who), None)
-
-    def _begin(self, line: Mapping[str, Any]) -> Story:
-        self.all.append(Story(line["worker"], line["incarnation"], line["time"]))
-        return self.all[-1]
-
-
-def tell(lines: Iterable[Mapping[str, Any]], last: int) -> list[dict[str, Any]]:
-    """The last failures of a timeline, as plain data."""
-    stories = Stories()
-    for line in lines:
-        stories.add(line)
-    return [story.describe() for story in list(stories.all)[-last:]]
-
-
-def _reach(story: Story, phase: str, line: Mapping[str, Any]) -> list[Passed]:
-    detected = story.at.get("detected")
-    if detected is None or phase in story.at:
-        return []
-    story.at[phase] = line["mono"]
-    return [Passed(phase, line["mono"] - detected)]
-
-
-def _told(line: Mapping[str, Any], event: str) -> tuple[str, str]:
-    """How a failure was noticed, and by whom."""
-    match event:
-        case "failure masked":
-            return str(line.get("how", "masked")), str(line.get("by", ""))
-        case "worker suspected":
-            return str(line.get("reason", "suspected")), str(line.get("by", ""))
-        case "worker silent":
-            return "no heartbeats", "head"
-        case _:
-            return str(line.get("detected", "lost")), "head"
-
-
-def _split(name: str) -> tuple[str, int]:
-    worker, _, number = name.partition(".")
-    return worker, int(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.observe.story import Stories
+from tarragon_hpc.observe.stories import Stories
 from tarragon_hpc.observe.timeline import parse_lines
 
 if TYPE_CHECKING:

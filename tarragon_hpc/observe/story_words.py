@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tarragon_hpc.observe.units import size
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -12,8 +14,12 @@ _WORDS = {
     "detected": "noticed",
     "rerouted": "rerouted",
     "answered": "answered",
+    "moved": "requests moved",
+    "resumed": "first resumed",
+    "resumed_last": "last resumed",
     "fenced": "fenced",
     "table": "new table",
+    "told": "AWs told",
     "started": "successor started",
     "ready": "successor ready",
     "restored": "capacity restored",
@@ -23,7 +29,9 @@ _DONE = {"kill": "killed", "stop": "stopped", "slow": "slowed down"}
 
 
 def in_words(story: Mapping[str, Any]) -> str:
-    """`ew1.1 killed at 12:00:03Z: noticed after 1.2 ms (lost, by aw0.1), rerouted 1.3 ms, …`."""
+    """`ew1.1 killed at 12:00:03Z: noticed after 1.2 ms (lost, by aw0.1), rerouted 1.3 ms, …`; of an
+    AW also what became of its requests.
+    """
     clock = time.strftime("%H:%M:%SZ", time.gmtime(story["time"]))
     who = f"{story['worker']}.{story['incarnation']}"
     begin = f"{who} {_DONE.get(story['fault'] or '', 'failed')} at {clock}"
@@ -37,7 +45,21 @@ def in_words(story: Mapping[str, Any]) -> str:
             after = f" after {duration(seconds)}" if story["fault"] else ""
             part = f"noticed{after} ({story['how']}{by})"
         parts.append(part)
-    return f"{begin}: {', '.join(parts)}"
+    return f"{begin}: {', '.join(parts)}{_of_requests(story.get('moved') or {})}"
+
+
+def _of_requests(moved: Mapping[str, int]) -> str:
+    """`; 3 requests moved (1 waited), 3 resumed: 512 tokens restored (2.0 MiB), 3 computed`."""
+    if not moved.get("requests") and not moved.get("resumed"):
+        return ""
+    waited = f" ({moved['waiting']} waited for an AW)" if moved["waiting"] else ""
+    told = f"; {moved['requests']} moved{waited}, {moved['resumed']} resumed"
+    if moved["resumed"]:
+        parts = [f"{moved['restored']} tokens restored ({size(moved['nbytes'])})"]
+        parts += [f"{moved['cached']} found in a cache"] * bool(moved["cached"])
+        parts.append(f"{moved['computed']} computed")
+        told += f": {', '.join(parts)}"
+    return told
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tarragon_hpc.orchestrator.placement import Placement
 
 
@@ -45,6 +47,16 @@ class SendTable:
 
     worker: str
     incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendStores:
+    """Tell an AW which checkpoint stores serve: their incarnations by their ids."""
+
+    worker: str
+    incarnation: int
+    stores: Mapping[str, int]
     reason: str
 
 
@@ -151,6 +163,7 @@ Action: TypeAlias = (
     | Greet
     | Publish
     | SendTable
+    | SendStores
     | Load
     | Unload
     | Rearrange

@@ -61,6 +61,8 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
         case ev.TableTaken():
             applied = max(worker.table_applied, event.epoch)
             return _serving(replace(worker, table_applied=applied), event.at)
+        case ev.StoresSent():
+            return replace(worker, stores=event.stores)
         case ev.LoadAsked() | ev.UnloadAsked():
             load, experts = isinstance(event, ev.LoadAsked), frozenset(event.experts)
             order = Order(load, experts, event.at)
@@ -141,9 +143,12 @@ def _report(worker: Worker, event: ev.HoldingReported) -> Worker:
 
 
 def _serving(worker: Worker, at: float) -> Worker:
-    """An AW serves once it is ready and routes by the newest table, in whichever order."""
+    """An AW serves once it is ready and routes by the newest table, in whichever order; a CS as
+    soon as it is ready.
+    """
     routes = 0 < worker.table_applied >= worker.table_sent
-    if worker.role is Role.AW and worker.phase is Phase.READY and routes:
+    useful = worker.role is Role.CS or (worker.role is Role.AW and routes)
+    if worker.phase is Phase.READY and useful:
         return _move(worker, Phase.SERVING, at)
     return worker
 

@@ -23,7 +23,7 @@ class AttentionServing:
 
 @dataclass(frozen=True, slots=True)
 class AttentionDraining:
-    """An AW finishes the sequences that it runs and takes no others."""
+    """An AW is to leave; it takes no more sequences."""
 
     worker: str
     incarnation: int
@@ -31,11 +31,27 @@ class AttentionDraining:
 
 @dataclass(frozen=True, slots=True)
 class AttentionGone:
-    """An AW that served does not any more; its sequences are lost."""
+    """An AW that served does not any more; it runs nothing."""
 
     worker: str
     incarnation: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSilent:
+    """An AW that serves is unresponsive; its sequences stand still, or nobody hears of them."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionHeard:
+    """An AW that was silent is heard again."""
+
+    worker: str
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +62,14 @@ class Availability:
     reason: str
 
 
-Change: TypeAlias = AttentionServing | AttentionDraining | AttentionGone | Availability
+Change: TypeAlias = (
+    AttentionServing
+    | AttentionDraining
+    | AttentionGone
+    | AttentionSilent
+    | AttentionHeard
+    | Availability
+)
 
 
 def availability(state: State) -> Availability:
@@ -85,6 +108,10 @@ def diff(old: State, new: State) -> Iterator[Change]:
             yield AttentionDraining(name, worker.incarnation)
         if serves and not served:
             yield AttentionServing(name, worker.incarnation)
+        was_silent = before is not None and served and not before.responsive
+        if serves and worker.responsive == was_silent:
+            kind = AttentionHeard if was_silent else AttentionSilent
+            yield kind(name, worker.incarnation)
     if after != availability(old) and after.serving:
         yield after
 
@@ -115,6 +142,8 @@ def troubles(state: State) -> Iterator[str]:
     if orphans:
         meanwhile = _ORPHANED[state.rules.on_missing]
         yield f"no live worker holds {experts_in_words(orphans)}: {meanwhile}"
+    if not state.stores and not all(w.retired for w in state.of(Role.CS)):
+        yield "no checkpoint store serves: what a lost AW ran would be computed anew"
     yield from filter(None, map(trouble, state.workers.values()))
 
 

@@ -1,4 +1,4 @@
-"""Which failures of EWs would be masked at once, which would not, and what they would cost. Pure.
+"""Which failures would be masked at once, which would not, and what they would cost. Pure.
 
 An EW's failure is masked at once if another live EW holds everything that it holds. Pairs are
 counted, not tried: a pair is not masked if one of the two alone is not, or if both are the only
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.orchestrator.changes import experts_in_words, ranges
 from tarragon_hpc.orchestrator.holdings import Holdings
+from tarragon_hpc.orchestrator.protection import losses
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -83,10 +84,11 @@ def coverage(
 
 
 def coverage_of(state: State) -> Coverage:
-    """The coverage of a run as it is now."""
+    """The coverage of a run as it is now; the lines also tell of AWs and CSs."""
     holds = {w.worker: w.holds for w in state.workers.values() if w.serves_experts and w.member}
     rules = state.rules
-    return coverage(state.placement.experts, holds, rules.on_missing, rules.capacity)
+    found = coverage(state.placement.experts, holds, rules.on_missing, rules.capacity)
+    return replace(found, lines=(*found.lines, *losses(state)))
 
 
 def coverage_gap(state: State) -> tuple[int, int]:

@@ -79,6 +79,12 @@ class TableTaken(_About, frozen=True):
     epoch: int
 
 
+class StoresSent(_About, frozen=True):
+    """An AW was told which checkpoint stores serve: their incarnations by their ids."""
+
+    stores: dict[str, int]
+
+
 class WorkerSilent(_About, frozen=True):
     """Heartbeats are missing; the connection is still there."""
 
@@ -234,6 +240,7 @@ AboutWorker: TypeAlias = (
     | WorkerReady
     | TableSent
     | TableTaken
+    | StoresSent
     | WorkerSilent
     | WorkerHeard
     | WorkerSuspected

@@ -40,6 +40,7 @@ def outcome(action: ac.Action, state: State, now: float) -> ev.Event | None:
 _AboutWorker = (
     ac.Greet
     | ac.SendTable
+    | ac.SendStores
     | ac.Load
     | ac.Unload
     | ac.Condemn
@@ -59,6 +60,8 @@ def _about_worker(action: _AboutWorker, epoch: int, now: float) -> ev.AboutWorke
             return ev.WorkerWelcomed(now, *who, told)
         case ac.SendTable():
             return ev.TableSent(now, *who, epoch)
+        case ac.SendStores():
+            return ev.StoresSent(now, *who, dict(action.stores))
         case ac.Load():
             return ev.LoadAsked(now, *who, list(action.experts), action.reason)
         case ac.Unload():

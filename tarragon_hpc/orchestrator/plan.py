@@ -31,6 +31,7 @@ from tarragon_hpc.orchestrator.rearrange import rearrange
 from tarragon_hpc.orchestrator.restarts import replace
 from tarragon_hpc.orchestrator.retire import accounted_for, remove, retire
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.stores import send_stores
 from tarragon_hpc.orchestrator.tables import difference, table
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _begin(state: State, now: float, policy: Policy) -> list[Action]:
     actions: list[Action] = [*_give_up(state, now, policy)]
     if not actions:
         actions += [*_fence(state, now, policy), *_start(state), *_greet(state)]
-        actions += _route(state)
+        actions += [*send_stores(state), *_route(state)]
     return actions
 
 
@@ -68,7 +69,7 @@ def _heal(state: State, now: float, policy: Policy) -> list[Action]:
         return actions
     holdings = Holdings(state, now - policy.load_timeout_s)
     routes: list[Action] = [*_publish(state, holdings), *_send_table(state)]
-    actions += [*_fence(state, now, policy), *routes]
+    actions += [*_fence(state, now, policy), *send_stores(state), *routes]
     actions += copies.loads(holdings, now, policy)
     if not routes:  # first everybody routes around the dead
         actions += [*_start(state), *_replace(state, now, policy)]
@@ -122,8 +123,11 @@ def _start(state: State) -> Iterator[Start]:
 
 def _replace(state: State, now: float, policy: Policy) -> Iterator[Start | Abandon]:
     """While the run drains, only what the last requests need."""
+    needed = {Role.EW}
+    if not any(w.phase is Phase.SERVING for w in state.of(Role.AW)):
+        needed.add(Role.AW)
     for worker in state.workers.values():
-        if state.phase is RunPhase.RUNNING or worker.role is Role.EW:
+        if state.phase is RunPhase.RUNNING or worker.role in needed:
             action = replace(worker, state, now, policy)
             if action is not None:
                 yield action
@@ -143,9 +147,9 @@ def _greet(state: State) -> Iterator[Greet]:
 
 
 def _route(state: State) -> Iterator[Publish | SendTable]:
-    """The first table waits for all EWs."""
+    """The first table waits for all EWs, and for the stores, which AWs know before they serve."""
     experts = state.of(Role.EW)
-    if state.epoch == 0 and all(w.live for w in experts):
+    if state.epoch == 0 and all(w.live for w in (*experts, *state.of(Role.CS))):
         yield Publish(1, table(Holdings(state)), f"all {len(experts)} EWs are ready")
     yield from _send_table(state)
 
@@ -158,12 +162,8 @@ def _publish(state: State, holdings: Holdings) -> Iterator[Publish]:
 
 def _send_table(state: State) -> Iterator[SendTable]:
     for worker in state.of(Role.AW):
-        if _listens(worker) and worker.table_sent < state.epoch:
+        if worker.listens and worker.table_sent < state.epoch:
             yield SendTable(worker.worker, worker.incarnation, f"epoch {state.epoch} is published")
-
-
-def _listens(worker: Worker) -> bool:
-    return worker.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
 
 
 def _rearrange(state: State, holdings: Holdings) -> Iterator[Rearrange]:

@@ -8,6 +8,7 @@ from tarragon_hpc.ids import Role
 from tarragon_hpc.orchestrator.actions import Drain, Remove, Stop
 from tarragon_hpc.orchestrator.copies import all_aws_follow
 from tarragon_hpc.orchestrator.state import GONE, LEAVING, Phase, State, Worker
+from tarragon_hpc.orchestrator.stores import forgotten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def retire(holdings: Holdings, policy: Policy) -> Iterator[Stop | Drain]:
-    """Let go who is retired: an EW when no AW routes to it, an AW when it has finished."""
+    """Let go who is retired: an EW when no AW routes to it, an AW when it has finished, a CS when
+    no AW knows it any more.
+    """
     state = holdings.state
-    named = state.named
     others = any(w.phase is Phase.SERVING and w.member for w in state.of(Role.AW))
     for worker in state.workers.values():
         if not worker.retired or worker.phase in LEAVING | {Phase.PLANNED}:
@@ -28,8 +30,15 @@ def retire(holdings: Holdings, policy: Policy) -> Iterator[Stop | Drain]:
         if worker.role is Role.AW and worker.phase is Phase.SERVING:
             if others and not worker.draining:
                 yield Drain(*who, worker.reason)
-        elif not worker.live or (worker.worker not in named and all_aws_follow(state)):
+        elif not worker.live or _unused(worker, state):
             yield Stop(*who, policy.stop_grace_s, worker.reason)
+
+
+def _unused(worker: Worker, state: State) -> bool:
+    """Whether no AW sends anything to an EW or CS any more."""
+    if worker.role is Role.CS:
+        return forgotten(state, worker)
+    return worker.worker not in state.named and all_aws_follow(state)
 
 
 def remove(state: State, now: float, policy: Policy) -> Iterator[Remove]:

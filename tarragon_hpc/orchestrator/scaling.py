@@ -12,32 +12,47 @@ from tarragon_hpc.orchestrator.state import RunPhase, State
 if TYPE_CHECKING:
     from tarragon_hpc.orchestrator.state import Worker
 
-_LIMITS = {Role.AW: 1024, Role.EW: 4096}
+_LIMITS = {Role.AW: (1, 1024), Role.EW: (1, 4096), Role.CS: (0, 64)}
 
 
 def refuse(state: State, role: str, count: int) -> str | None:
     """Why a run cannot have `count` workers of a role; None if it can."""
     wanted = f"{role}={count}"
-    if role not in (Role.AW, Role.EW):
-        return f"{wanted}: unknown role {role!r}; aw and ew can be scaled"
-    if not 1 <= count <= _LIMITS[Role(role)]:
-        return f"{wanted}: must be from 1 to {_LIMITS[Role(role)]}"
+    if role not in list(Role):
+        return f"{wanted}: unknown role {role!r}; aw, ew and cs can be scaled"
+    least, most = _LIMITS[Role(role)]
+    if not least <= count <= most:
+        return f"{wanted}: must be from {least} to {most}"
     if state.phase is not RunPhase.RUNNING or not availability(state).serving:
         return f"{wanted}: only a run that serves can be scaled; {availability(state).reason}"
     if role == Role.AW:
         return None
+    problem = _refuse_ews(state, count) if role == Role.EW else _refuse_stores(state, count)
+    return None if problem is None else f"{wanted}: {problem}"
+
+
+def _refuse_stores(state: State, count: int) -> str | None:
+    replicas = state.rules.replicas
+    if replicas == 0:
+        return "the AWs were started without checkpoint stores (checkpoint.stores is 0)"
+    if 0 < count < replicas:
+        return f"checkpoint.replicas is {replicas}; at least cs={replicas}, or cs=0"
+    return None
+
+
+def _refuse_ews(state: State, count: int) -> str | None:
     experts, rules = state.placement.experts, state.rules
     if count > experts:
-        return f"{wanted}: more EWs than the model's {experts} experts"
+        return f"more EWs than the model's {experts} experts"
     if count <= rules.shadows:
         return (
-            f"{wanted}: experts.shadows is {rules.shadows}, and shadows sit on other EWs; "
+            f"experts.shadows is {rules.shadows}, and shadows sit on other EWs; "
             f"at least ew={rules.shadows + 1}"
         )
     if rules.capacity is not None and count * rules.capacity < experts:
         needed = -(-experts // rules.capacity)
         return (
-            f"{wanted}: experts.memory holds {rules.capacity} of the model's {experts} experts "
+            f"experts.memory holds {rules.capacity} of the model's {experts} experts "
             f"per EW; at least ew={needed}"
         )
     return None

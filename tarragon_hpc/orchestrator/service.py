@@ -31,7 +31,7 @@ from tarragon_hpc.wire.common import Message, Peer
 from tarragon_hpc.wire.to_head import Heartbeat, Register
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tarragon_hpc.orchestrator.journal import Journal
     from tarragon_hpc.orchestrator.policy import Policy
@@ -248,6 +248,8 @@ class Orchestrator:
                 self.send(action.worker, welcome)
             case ac.SendTable():
                 self.send(action.worker, self._table())
+            case ac.SendStores():
+                self.send(action.worker, to_worker.Stores(self._peers(action.stores)))
             case ac.Load():
                 self.send(action.worker, to_worker.Load(list(action.experts)))
             case ac.Unload():
@@ -280,13 +282,13 @@ class Orchestrator:
 
     def _table(self) -> to_worker.Table:
         named = self.state.named
-        peers = [
-            Peer(w.worker, w.incarnation, dict(w.address))
-            for w in self.state.of(Role.EW)
-            if w.worker in named
-        ]
+        peers = self._peers([w.worker for w in self.state.of(Role.EW) if w.worker in named])
         table = [list(holders) for holders in self.state.table]
         return to_worker.Table(self.state.epoch, table, peers)
+
+    def _peers(self, names: Iterable[str]) -> list[Peer]:
+        workers = (self.state.workers[name] for name in names)
+        return [Peer(w.worker, w.incarnation, dict(w.address)) for w in workers]
 
 
 def _listed(experts: tuple[int, ...] | None) -> list[int] | None:

@@ -27,7 +27,7 @@ class Phase(StrEnum):
     STARTING = "starting"  # the process runs, but has not reported
     REGISTERED = "registered"  # it has reported, and waits for its Welcome
     LOADING = "loading"  # it loads what it was told to
-    READY = "ready"  # it could serve; AW: not yet routed, EW: not yet in a table
+    READY = "ready"  # it could serve; AW: not yet routed, EW: not yet in a table; never of a CS
     SERVING = "serving"
     STOPPING = "stopping"  # asked to leave, or leaving by itself in good order
     STOPPED = "stopped"  # gone as asked
@@ -88,6 +88,8 @@ class Worker:
     table_sent: int = 0
     table_applied: int = 0
     """Epochs of the newest ERT sent to this AW, and of the one it routes by."""
+    stores: Mapping[str, int] = field(default_factory=dict)
+    """The checkpoint stores that this AW was last told of: their incarnations by their ids."""
     responsive: bool = True
     silent_at: float = 0.0
     """When it was found silent, if it is not `responsive`."""
@@ -142,6 +144,11 @@ class Worker:
         return self.live and self.role is Role.EW
 
     @property
+    def listens(self) -> bool:
+        """An AW that takes tables, and is told of stores."""
+        return self.role is Role.AW and self.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
+
+    @property
     def member(self) -> bool:
         """It is meant to serve, now or once it has been started again."""
         return not (self.retired or self.given_up)
@@ -171,6 +178,14 @@ class State:
     def named(self) -> frozenset[str]:
         """The EWs in the published table."""
         return frozenset(name for holders in self.table for name in holders)
+
+    @property
+    def stores(self) -> dict[str, int]:
+        """The checkpoint stores that AWs should use: their incarnations by their ids. One that is
+        unresponsive stays: it may be heard again, and nobody waits for it.
+        """
+        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and not w.retired)
+        return {w.worker: w.incarnation for w in serving}
 
     def of(self, role: Role) -> list[Worker]:
         """The workers of a role, in order of their number."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.ids import Incarnation, Role
 from tarragon_hpc.orchestrator.changes import run_reason, run_word
 from tarragon_hpc.orchestrator.coverage import coverage_of
+from tarragon_hpc.orchestrator.protection import protection_of
 from tarragon_hpc.orchestrator.state import LEAVING, State, Worker
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def describe(
         "epoch": state.epoch,
         "stale_events": state.stale,
         "coverage": coverage_of(state).plain(),
+        "checkpoint": protection_of(state, stats or {}, now).plain(),
         "workers": [
             _worker(state, w, now, heard or {}, stats or {}) for w in state.workers.values()
         ],
@@ -63,6 +65,8 @@ def _worker(
         entry["shadows"] = list(state.placement.shadows.get(worker.worker, ()))
         entry["holds"] = sorted(worker.holds)
         entry["loading"] = sorted(worker.loading)
+    if worker.role is Role.AW:
+        entry["stores"] = [str(Incarnation(*store)) for store in worker.stores.items()]
     entry["restarts"] = len(worker.restarts)
     if worker.before:
         entry["before"] = worker.before

@@ -25,11 +25,13 @@ class StructureSpec(Part, frozen=True):
     """What the output of a sequence must look like: `kind` says how `text` is to be read.
 
     json: a JSON schema; json_object: any JSON object, `text` is empty; regex; grammar (EBNF);
-    choice: a JSON list of the strings that are allowed.
+    choice: a JSON list of the strings that are allowed. `param` is what the request called it, for
+    errors. What is allowed: `wire.structure`.
     """
 
     kind: str
     text: str = ""
+    param: str = "structure"
 
 
 class SamplingSpec(Part, frozen=True):

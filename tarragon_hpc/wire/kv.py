@@ -17,6 +17,9 @@ Free, Look and Fetch: header ‖ runs (Look and Fetch: exactly one). Answers:
     header (48) ‖ Put: dropped keys B × u64 ‖ Look: tokens A × u32
                 ‖ Fetch: sums A × layers × u32 ‖ pad to 64 ‖ A × (rows of all layers)
 
+Hello, the first frame of a channel: header ‖ bytes of a row of each layer, `layers` × u32. A store
+takes them from the first client that says it, and refuses all frames of one that says another.
+
 *key* names a request in the whole run (`request_key`). *attempt* is the epoch of its owner: the
 gateway raises it with every AW that it gives the request to, and the store drops whatever comes
 from an older one. *base* is the position from which this attempt writes; what older attempts wrote
@@ -43,7 +46,7 @@ HEADER_BYTES = 48
 RUN_BYTES = 24
 ALIGN = 64
 
-PUT, FREE, LOOK, FETCH = 1, 2, 3, 4
+PUT, FREE, LOOK, FETCH, HELLO = 1, 2, 3, 4, 5
 FLAG_COMMIT = 1
 
 STATUS_OK = 0
@@ -62,7 +65,7 @@ _RUN = struct.Struct("<QIIII")
 class Header(NamedTuple):
     """kind, flags, status (answers), sequence: grows by one with every frame of a channel.
 
-    runs, rows: of the frame; answers: b and a of the module's text. first_layer, layers: which
+    runs, rows: of the frame; answers: B and A of the module's text. first_layer, layers: which
     layers a Put holds. body: bytes after the header.
     """
 

@@ -194,10 +194,19 @@ class Ours:
     """The AW's engine, its experts computed by `experts`.
 
     `weights`: another directory to load from; what describes the model stays that of `path`.
-    `attention`: keys of that section of the configuration.
+    `attention`: keys of that section of the configuration; checkpoint: the whole section, and
+    `connect` what makes the maker of the courier of it.
     """
 
-    def __init__(self, path: Path, weights: Path | None = None, **attention: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        weights: Path | None = None,
+        *,
+        checkpoint: dict[str, Any] | None = None,
+        connect: Any = None,
+        **attention: Any,
+    ) -> None:
         from tarragon_hpc.attention.engine import Engine
         from tarragon_hpc.config import load_config
         from tarragon_hpc.models.describe import describe
@@ -212,11 +221,13 @@ class Ours:
                     "threads": 1,
                     **attention,
                 },
+                "checkpoint": checkpoint or {},
             }
         )
         spec = replace(describe(path, "float32"), path=str(weights or path))
         self.experts = LocalExperts(path, spec)
-        self.engine = Engine(config, spec, self.experts, None)
+        courier = connect(config.checkpoint) if connect is not None else None
+        self.engine = Engine(config, spec, self.experts, None, courier)
         keep_for_good(self.engine._llm)
 
     def add(self, case: Case, request: str = "0") -> None:
@@ -224,12 +235,19 @@ class Ours:
 
         self.engine.add(request, case.prompt, SamplingSpec(**case.arguments))
 
-    def resume(self, case: Case, tokens: list[int], request: str = "0", attempt: int = 2) -> None:
+    def resume(
+        self,
+        case: Case,
+        tokens: list[int],
+        request: str = "0",
+        attempt: int = 2,
+        found: Any = None,
+    ) -> None:
         """Go on with a case that has produced some tokens elsewhere."""
         from tarragon_hpc.wire.common import SamplingSpec
 
         sampling = SamplingSpec(**case.arguments)
-        self.engine.add(request, case.prompt, sampling, attempt, tokens)
+        self.engine.add(request, case.prompt, sampling, attempt, tokens, found)
 
     def generate(self, cases: list[Case]) -> list[Output]:
         """Run all cases at once."""
@@ -240,11 +258,17 @@ class Ours:
 
     def finish(self) -> dict[str, Output]:
         """Step until nothing is left; what every sequence produced meanwhile."""
+        return self.finish_resumed()[0]
+
+    def finish_resumed(self) -> tuple[dict[str, Output], list[Any]]:
+        """The same, and which sequences went on that had been begun elsewhere."""
         outputs: dict[str, Output] = defaultdict(Output)
+        resumed: list[Any] = []
         next_index: dict[str, int] = {}
         while self.engine.has_work:
             step = self.engine.step()
             assert not step.failed
+            resumed += step.resumed
             for delta in step.tokens:
                 o = outputs[delta.request]
                 assert delta.index == next_index.get(delta.request, delta.index)
@@ -252,7 +276,7 @@ class Ours:
                 o.token_ids += delta.token_ids
                 o.logprobs += delta.logprobs or []
                 o.finish, o.stop_reason = delta.finish, delta.stop_reason
-        return outputs
+        return outputs, resumed
 
 
 @pytest.fixture(scope="session")

@@ -74,4 +74,4 @@ def test_one_that_is_aborted_before_it_ran_leaves_nothing(tiny_models, ours):
     engine.resume(CASES["greedy"], [100, 200])
     engine.engine.abort(["0"])
     assert not engine.engine.has_work
-    assert engine.engine._resumed._tokens == {}
+    assert engine.engine._resumed._tokens == engine.engine._resumed._computed == {}

@@ -3,7 +3,8 @@
 The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it registers),
 `crash-again=ew1` (the same, from the second incarnation on), `crash-loading=ew1` (an exception
 after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM), `sleepless=aw0` (never sends a
-heartbeat after Ready), `unable=ew0` (cannot load anything more). AWs make one token every 5 ms.
+heartbeat after Ready), `unable=ew0` (cannot load anything more). AWs make one token every 5 ms, and
+say that all they run is protected while they know a store.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import time
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role, parse_worker_id
-from tarragon_hpc.wire.common import TokenDelta
+from tarragon_hpc.wire.common import Peer, TokenDelta
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import (
     Failed,
     Holding,
     Ready,
     Refused,
+    Resumed,
     Stopping,
     TableApplied,
     Tokens,
@@ -33,6 +35,7 @@ from tarragon_hpc.wire.to_worker import (
     Drain,
     Load,
     Shutdown,
+    Stores,
     Submit,
     Table,
     Unload,
@@ -52,9 +55,17 @@ def main(context: WorkerContext) -> int:
     if mine == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     inbox: queue.Queue[object] = queue.Queue()
-    link = WorkerLink(context, {"where": str(context.runtime_dir)}, inbox.put, lambda: {"beat": 1})
-    link.start()
     running: dict[str, tuple[Submit, int]] = {}
+    stores: list[Peer] = []
+
+    def stats() -> dict[str, float]:
+        if context.worker.startswith("cs"):
+            return {"beat": 1, "kv_used_bytes": 1 << 20, "kv_capacity_bytes": 1 << 30}
+        kept = {"kv_requests": len(running), "kv_protected": len(running) if stores else 0}
+        return {"beat": 1, "stores": len(stores), **kept}
+
+    link = WorkerLink(context, {"where": str(context.runtime_dir)}, inbox.put, stats)
+    link.start()
     holds: set[int] = set()
     draining: Drain | None = None
     while True:
@@ -88,6 +99,9 @@ def main(context: WorkerContext) -> int:
                 link.send(Holding(*me, sorted(holds)))
             case Drain():
                 draining = message
+            case Stores():
+                assert all(peer.address["where"] for peer in message.peers)
+                stores[:] = message.peers
             case Table():
                 link.send(TableApplied(*me, message.epoch))
             case Submit() if draining is not None:
@@ -95,7 +109,9 @@ def main(context: WorkerContext) -> int:
             case Submit() if message.prompt == [0]:
                 link.send(Refused(*me, message.request, "token 0 is not welcome", "prompt"))
             case Submit():
-                running[message.request] = (message, 0)
+                running[message.request] = (message, len(message.tokens))
+                if message.attempt > 1:
+                    link.send(resumed(me, message, bool(stores)))
             case Abort():
                 for request in message.requests:
                     running.pop(request, None)
@@ -106,7 +122,8 @@ def main(context: WorkerContext) -> int:
         items = []
         for request, (submit, done) in list(running.items()):
             last = done + 1 == submit.sampling.max_tokens
-            items.append(TokenDelta(request, done, [5], finish="length" if last else None))
+            finish = "length" if last else None
+            items.append(TokenDelta(request, done, [5], finish=finish, attempt=submit.attempt))
             running[request] = (submit, done + 1)
             if last:
                 del running[request]
@@ -115,9 +132,19 @@ def main(context: WorkerContext) -> int:
             time.sleep(0)
 
 
+def resumed(me: tuple[str, int], submit: Submit, stored: bool) -> Resumed:
+    """As if a store had it all but for the last token, or nothing."""
+    tokens = len(submit.prompt) + len(submit.tokens)
+    kept = tokens - 1 if stored else 0
+    reason = "" if stored else "no store"
+    about = (submit.request, submit.attempt)
+    return Resumed(*me, *about, kept, 0, tokens - kept, 64 * kept, TOKEN_S, reason)
+
+
 if __name__ == "__main__":
     this = sys.modules["__main__"]
     sys.modules["tarragon_hpc.attention.worker"] = this
     sys.modules["tarragon_hpc.expert.worker"] = this
+    sys.modules["tarragon_hpc.checkpoint.worker"] = this
     threading.current_thread().name = "main"
     entry.leave(entry.main())

@@ -21,7 +21,8 @@ def healed(worker: str, incarnation: int = 2):
 
     def check(status) -> bool:
         found = next(w for w in status["workers"] if w["id"] == worker)
-        return status["state"] == "serving" and found["incarnation"] == incarnation
+        states = {status["state"], found["state"]}
+        return states == {"serving"} and found["incarnation"] == incarnation
 
     return check
 
@@ -65,6 +66,7 @@ def test_experts_without_holder_are_loaded_elsewhere_or_come_back(make_config, s
             )
             loads = [e for e in service.timeline() if e["event"] == "load asked"]
             if on_missing == "load":
+                await service.until(lambda _: service.told("ew0")[-1] == "experts held")
                 assert service.told("ew0")[-4:] == [
                     "load asked",
                     "experts held",

@@ -64,7 +64,8 @@ def test_up_and_down_and_up_again_without_a_failed_request(make_config, serving)
 @pytest.mark.parametrize(
     ("role", "count", "problem"),
     [
-        ("cs", 1, "unknown role 'cs'"),
+        ("xs", 1, "unknown role 'xs'"),
+        ("cs", 1, "checkpoint.stores is 0"),
         ("ew", 0, "must be from 1"),
         ("ew", 9, "more EWs than the model's 8 experts"),
         ("ew", 1, "experts.shadows is 1"),

@@ -2,11 +2,13 @@
 
 import queue
 import time
+from dataclasses import replace
 
 import pytest
 
+from tarragon_hpc.attention.found import Found
 from tarragon_hpc.attention.loop import ServingLoop
-from tarragon_hpc.attention.step import Step
+from tarragon_hpc.attention.step import Resumption, Step
 from tarragon_hpc.datapath.report import Clearance, Failover, Suspicion
 from tarragon_hpc.datapath.stats import RefeStats
 from tarragon_hpc.errors import ExpertUnavailable, PeerLost, RequestError
@@ -25,18 +27,31 @@ class ScriptedEngine:
         self.left = {}
         self.losses = []
         self.aborted = []
+        self.added = []
+        self.moved = []
+        self.stores = None
+        self.looks = []
 
     @property
     def has_work(self):
         return bool(self.left)
 
-    def add(self, request, prompt, sampling):
+    def add(self, request, prompt, sampling, attempt=1, tokens=(), found=None):
         if not prompt:
             raise RequestError("prompt: must have at least one token", param="prompt")
         self.left[request] = 2
+        self.added.append((request, attempt, list(tokens), found))
 
-    def abort(self, requests):
+    def set_stores(self, peers):
+        self.stores = list(peers)
+
+    def look(self, request, attempt, done):
+        self.looks.append((request, attempt, done))
+        return bool(self.stores)
+
+    def abort(self, requests, *, moved=False):
         self.aborted += requests
+        self.moved += requests if moved else []
         for request in requests:
             self.left.pop(request, None)
 
@@ -208,6 +223,17 @@ def test_the_engine_goes_on_after_a_lost_step():
     assert {d.request for m in aw.of(to_head.Tokens) for d in m.items} == {"b"}
 
 
+def test_what_an_engine_refuses_later_on_is_told():
+    aw = Aw()
+    error = RequestError("response_format: no", param="response_format")
+    steps = [Step(refused={"a": error}), Step()]
+    aw.engine.step = lambda: aw.engine.left.clear() or steps.pop(0)
+    aw.run(table(), submit("a"), DRAIN)
+    assert aw.of(to_head.Refused) == [
+        to_head.Refused("aw0", 2, "a", "response_format: no", "response_format")
+    ]
+
+
 def feed(aw, step, messages):
     """Messages that arrive during the next step."""
 
@@ -224,3 +250,73 @@ def test_numbers_are_published_when_idle():
     aw.run(table(), DRAIN)
     assert aw.numbers[-1]["running"] == 0
     assert aw.numbers[-1]["refe_rows"] == 7
+
+
+def test_a_sequence_begun_elsewhere_is_looked_for_before_it_is_added():
+    aw = Aw()
+    peers = [Peer("cs0", 1, {"kind": "shm"})]
+    again = to_worker.Submit("r", [1, 2], SAMPLING, attempt=2, tokens=[7])
+    found = Found("r", 2, {}, (), "unknown")
+
+    def look(request, attempt, done):
+        done(Found("r", 1, {}, (), "of an older attempt"))
+        done(found)
+        return True
+
+    aw.engine.look = look
+    aw.run(to_worker.Stores(peers), table(), again, DRAIN)
+    assert aw.engine.stores == peers
+    assert aw.engine.added == [("r", 2, [7], found)]
+
+
+def test_without_stores_it_is_added_at_once():
+    aw = Aw()
+    aw.run(table(), to_worker.Submit("r", [1, 2], SAMPLING, attempt=2, tokens=[7]), DRAIN)
+    assert aw.engine.added == [("r", 2, [7], None)]
+
+
+def test_what_is_aborted_during_the_look_is_never_added():
+    aw = Aw()
+    aw.engine.stores = ["some"]
+    again = to_worker.Submit("r", [1, 2], SAMPLING, attempt=2)
+    late = Found("r", 2, {}, (), "")
+    aw.run(table(), again, to_worker.Abort(["r"], moved=True), late, DRAIN)
+    assert aw.engine.added == []
+    assert aw.engine.moved == ["r"]
+
+
+def test_a_resumption_is_told_before_the_tokens_it_comes_with():
+    aw = Aw()
+    resumption = Resumption("r", 2, 3, 0, 1, 99, 0.5, "")
+    step = aw.engine.step
+    aw.engine.step = lambda: replace(step(), resumed=[resumption])
+    aw.run(table(), submit(), DRAIN)
+    kinds = [type(m) for m in aw.sent if isinstance(m, to_head.Resumed | to_head.Tokens)]
+    assert kinds[:2] == [to_head.Resumed, to_head.Tokens]
+    assert aw.of(to_head.Resumed)[0] == to_head.Resumed(*WHO, "r", 2, 3, 0, 1, 99, 0.5, "")
+
+
+def test_while_all_wait_for_something_the_loop_sleeps_and_hears():
+    aw = Aw()
+    waits = []
+
+    def step():
+        waits.append(time.monotonic())
+        if len(waits) == 5:
+            aw.inbox.put(SHUTDOWN)
+        return Step(idle=True)
+
+    aw.engine.step = step
+    assert aw.run(table(), submit()) == "now"
+    assert waits[4] - waits[0] >= 4 * 0.0009
+
+
+def test_only_a_missing_expert_is_missing_everywhere():
+    aw = Aw()
+    aw.engine.losses = [PeerLost("ew1", "killed")]
+    aw.run(table(), submit(), DRAIN)
+    assert [f.again for f in aw.of(to_head.Failed)] == [True]
+    aw = Aw()
+    aw.engine.losses = [ExpertUnavailable((3,), "nobody")]
+    aw.run(table(), submit(), DRAIN)
+    assert [f.again for f in aw.of(to_head.Failed)] == [False]

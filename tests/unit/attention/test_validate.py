@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tarragon_hpc.attention.validate import Limits, check_request
 from tarragon_hpc.errors import RequestError
-from tarragon_hpc.wire.common import SamplingSpec
+from tarragon_hpc.wire.common import SamplingSpec, StructureSpec
 
 LIMITS = Limits(vocab=100, max_len=32, max_logprobs=20)
 
@@ -24,6 +24,7 @@ LIMITS = Limits(vocab=100, max_len=32, max_logprobs=20)
         {"seed": -(1 << 63)},
         {"stop_token_ids": [0, 99]},
         {"logprobs": 20},
+        {"structure": StructureSpec("choice", '["a"]')},
     ],
 )
 def test_good_requests_pass(fields):
@@ -104,3 +105,10 @@ def test_whatever_comes_is_either_good_or_refused(prompt, floats, ints):
         assert all(0 <= token < LIMITS.vocab for token in prompt)
         assert all(math.isfinite(value) for value in floats.values())
         assert 0 <= ints["min_tokens"] <= ints["max_tokens"]
+
+
+def test_a_structure_is_refused_under_the_name_that_the_client_knows():
+    structure = StructureSpec("choice", "[]", "structured_outputs.choice")
+    with pytest.raises(RequestError, match=r"^structured_outputs.choice: must be a list") as error:
+        check_request([1], SamplingSpec(max_tokens=5, structure=structure), LIMITS)
+    assert error.value.param == "structured_outputs.choice"

@@ -84,7 +84,7 @@ def test_version():
         (["chaos", "kill", "ew1", "--root", "."], "RUN: no run under"),
         (["chaos", "maim", "ew1"], "FAULT: 'maim' is not one of kill, stop, cont, slow"),
         (["chaos", "--mtbf", "5", "--faults", "kill,x"], "--faults: 'x' is not one of kill, stop"),
-        (["chaos", "--mtbf", "5", "--roles", "cs"], "--roles: 'cs' is not one of aw, ew"),
+        (["chaos", "--mtbf", "5", "--roles", "xs"], "--roles: 'xs' is not one of aw, ew, cs"),
         (["bench", "failover", "--fault", "x"], "--fault: 'x' is not one of kill, stop, slow"),
         (["model", "tiny", "llama", "dir"], "family 'llama': allowed are mixtral"),
         (

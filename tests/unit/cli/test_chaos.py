@@ -6,7 +6,9 @@ import pytest
 
 from tarragon_hpc.cli import scale as scale_module
 from tarragon_hpc.cli.chaos import Aim, read_aim, read_list
+from tarragon_hpc.cli.sabotage import read_sabotage
 from tarragon_hpc.cli.scale import coverage, read_sizes
+from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import UserError
 
 
@@ -38,6 +40,14 @@ def test_mistaken_aims(words, at_random, message):
         read_aim(words, at_random=at_random)
 
 
+def test_stores_can_be_sabotaged_and_hit():
+    config = load_config({"model": {"path": "m"}, "checkpoint": {"stores": 2}})
+    assert read_sabotage("kill:cs1", config) == ("kill", "cs1")
+    with pytest.raises(UserError, match="'cs2' is not one of aw0, aw1, ew0, ew1, cs0, cs1"):
+        read_sabotage("kill:cs2", config)
+    assert read_aim(["stop", "cs0"], at_random=False) == Aim(None, "stop", "cs0")
+
+
 def test_lists():
     assert read_list("--faults", "kill, slow", ("kill", "slow")) == ("kill", "slow")
     with pytest.raises(UserError, match="--faults: 'cont' is not one of kill, slow"):
@@ -49,6 +59,7 @@ def test_lists():
     [
         (["ew=3"], (None, {"ew": 3})),
         (["my-run", "ew=3", "aw=2"], ("my-run", {"ew": 3, "aw": 2})),
+        (["cs=0"], (None, {"cs": 0})),
     ],
 )
 def test_sizes(words, sizes):
@@ -61,7 +72,8 @@ def test_sizes(words, sizes):
         (["my-run"], r"expected \[RUN\] ROLE=COUNT"),
         (["ew=0"], "ew=0: must be a number of workers, 1 or more"),
         (["ew=many"], "ew=many: must be a number"),
-        (["cs=1"], "'cs=1': expected ROLE=COUNT with a role of aw, ew"),
+        (["xs=1"], "'xs=1': expected ROLE=COUNT with a role of aw, ew, cs"),
+        (["cs=-1"], "cs=-1: must be a number of workers, 0 or more"),
         (["ew=1", "ew=2"], "ew=2: ew is given twice"),
         (["ew=1", "my-run"], "'my-run': expected ROLE=COUNT"),
     ],

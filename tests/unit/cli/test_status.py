@@ -64,3 +64,12 @@ def test_coverage_and_the_last_failures_are_told():
     assert "ew0.1 killed at 00:00:00Z: noticed after 1.2 ms (lost, by aw0.1)" in text
     assert "ew0.9 killed" in text
     assert "ew0.7" not in text
+
+
+def test_what_is_protected_is_told_before_what_may_be_lost():
+    lines = ["checkpoints: 1 of 2 stores serve", "unprotected: 3 requests: why"]
+    status = STATUS | {"checkpoint": {"lines": lines}, "coverage": {"lines": ["coverage"]}}
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(status))
+    told = console.file.getvalue().splitlines()
+    assert [line.rstrip() for line in told if line.rstrip()][-3:] == [*lines, "coverage"]

@@ -41,7 +41,6 @@ def arguments(run_dir: Path, **change: str) -> list[str]:
     ("change", "expected"),
     [
         ({"worker": "bob"}, "--worker: 'bob' is not a worker id"),
-        ({"worker": "cs0"}, "--worker: 'cs0': no program for this role"),
         ({"cpus": "99999"}, "--cpus: 99999: Invalid argument; allowed: "),
     ],
 )

@@ -42,3 +42,13 @@ def test_aws_that_would_not_fit_on_a_gpu_are_refused_and_nothing_is_changed():
     )
     assert here == before
     assert here.prepare(["ew1"], here.keys()) is None
+
+
+def test_stores_take_no_place_from_others_and_can_be_added_where_there_were_none():
+    here = places(1, 1, ["0", "1"])
+    assert here.prepare(["cs0", "cs1"], here.keys()) is None
+    assert [here[w].env["CUDA_VISIBLE_DEVICES"] for w in ("cs0", "cs1")] == ["", ""]
+    assert (here["cs1"].worker, here["cs1"].cpus) == ("cs1", None)
+    assert here.prepare(["ew1"], here.keys()) is None
+    assert here["ew1"].env["CUDA_VISIBLE_DEVICES"] == "0"
+    assert places(1, 1, []).prepare(["cs0"], []) is None

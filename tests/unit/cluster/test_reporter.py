@@ -105,6 +105,39 @@ def test_every_step_of_healing_has_its_line(story):
     ]
 
 
+def test_a_silent_aw_and_what_aws_are_told_of_stores(story):
+    aw1 = {"worker": "aw1", "incarnation": 1}
+    story.gateway.clear()
+    story.happen(ev.WorkerSilent, "aw1", 1, 2.0)
+    story.happen(ev.WorkerHeard, "aw1", 1)
+    story.happen(ev.StoresSent, "aw1", 1, {"cs1": 1, "cs0": 2})
+    story.happen(ev.StoresSent, "aw1", 1, {})
+    assert story.gateway == [("on_worker_silent", "aw1", 1), ("on_worker_heard", "aw1", 1)]
+    assert story.lines() == [
+        {"event": "worker silent", **aw1, "silent_s": 2.0},
+        {"event": "worker heard again", **aw1},
+        {"event": "stores told", **aw1, "stores": "cs0.2 cs1.1"},
+        {"event": "stores told", **aw1, "stores": ""},
+    ]
+
+
+def test_the_loss_is_in_the_timeline_before_what_the_gateway_does_about_it(story):
+    """A story begins with its first evidence: `requests moved` alone is none."""
+
+    def moved(worker, incarnation, reason):
+        more = {"worker": worker, "incarnation": incarnation}
+        story.timeline.record("requests moved", count=3, waiting=0, **more)
+        story.timeline.record("request resumed", worker="aw0", incarnation=1, left="aw1.1")
+
+    story.on_worker_lost = moved
+    story.happen(ev.WorkerLost, "aw1", 1, "process", "its process ended")
+    events = [line["event"] for line in story.lines()]
+    assert events == ["worker lost", "requests moved", "request resumed"]
+    sample = story.metrics.registry.get_sample_value
+    for phase in ("moved", "resumed"):
+        assert sample("tarragon_failover_seconds_count", {"phase": phase}) == 1
+
+
 def test_an_aw_comes_and_goes(story):
     story.gateway.clear()
     story.happen(ev.WorkerAdded, "aw2", 0, "scaled to aw=3")

@@ -67,6 +67,16 @@ def test_every_worker_gets_a_gpu_of_its_own_while_there_are_any():
     assert [s.env["CUDA_VISIBLE_DEVICES"] for s in specs] == ["4", "5", "4", "5"]
 
 
+def test_stores_have_no_place_of_their_own():
+    specs = plan_workers(config(1, 1, checkpoint={"stores": 2}), [0, 1], ["4", "5"])
+    assert [s.worker for s in specs] == ["aw0", "ew0", "cs0", "cs1"]
+    for store in specs[2:]:
+        assert (store.role, store.cpus) == (Role.CS, None)
+        assert store.env == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        assert "--cpus" not in store.command(Incarnation(store.worker, 1), Path("/r"), 9, 7)
+    assert [s.env["CUDA_VISIBLE_DEVICES"] for s in specs[:2]] == ["4", "5"]
+
+
 def test_aws_that_share_a_gpu_must_fit_on_it():
     with pytest.raises(ConfigError) as error:
         plan_workers(config(2, 1), [0], ["7"])

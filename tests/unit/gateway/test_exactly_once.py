@@ -114,7 +114,8 @@ class World(Rig):
                 work = self.work[which % len(self.work)]
                 # The current attempt tells the truth; for what came before it anything goes.
                 lie = not work.running
-                self.say(work, index if lie else min(index, work.done), count, lie=lie)
+                index = index if lie else min(index, work.done)
+                self.say(work, index, count, lie=lie)
                 if not lie:
                     work.done = max(work.done, min(index + count, LENGTH))
                     work.running = work.done < LENGTH

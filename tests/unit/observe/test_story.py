@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarragon_hpc.observe.story import PHASES, Passed, Stories, tell
+from tarragon_hpc.observe.stories import Stories, tell
+from tarragon_hpc.observe.story import PHASES, Passed
 from tarragon_hpc.observe.story_words import duration, in_words
 
 
@@ -147,18 +148,22 @@ def test_only_the_last_stories_are_kept():
 EVENTS = [
     "chaos: kill", "chaos: stop", "chaos: slow", "chaos: cont", "worker lost", "worker suspected",
     "failure masked", "worker fenced", "worker started", "worker ready", "table taken",
-    "worker trusted again", "worker heard again", "exit known",
+    "worker trusted again", "worker heard again", "exit known", "requests moved", "request resumed",
+    "stores told",
 ]  # fmt: skip
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(EVENTS), st.sampled_from(["ew0", "ew1"]), st.integers(1, 3)),
+        st.tuples(
+            st.sampled_from(EVENTS), st.sampled_from(["ew0", "aw1", "cs0"]), st.integers(1, 3)
+        ),
         max_size=30,
     )
 )
 def test_any_timeline_has_stories_that_can_be_told(entries):
-    lines = [line(float(i), e, w, n, how="x", by="aw0.1") for i, (e, w, n) in enumerate(entries)]
+    more = {"how": "x", "by": "aw0.1", "left": "aw1.1", "stores": "cs0.2", "count": 1}
+    lines = [line(float(i), e, w, n, **more) for i, (e, w, n) in enumerate(entries)]
     for story in tell(lines, 30):
         assert set(story["seconds"]) <= set(PHASES)
         assert in_words(story).startswith(f"{story['worker']}.{story['incarnation']} ")

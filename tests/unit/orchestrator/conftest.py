@@ -17,13 +17,18 @@ WORKERS = ["aw0", "aw1", "ew0", "ew1"]
 
 
 class Scenario:
-    """2 AWs, 2 EWs of two experts each; every event one second after the one before."""
+    """2 AWs, 2 EWs of two experts each, and CSs if wanted; every event one second after the one
+    before.
+    """
 
-    def __init__(self, rules: Rules | None = None, shadows: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, rules: Rules | None = None, shadows: tuple[int, ...] = (), stores: int = 0
+    ) -> None:
+        self.workers = [*WORKERS, *(f"cs{n}" for n in range(stores))]
         self.created = ev.RunCreated(
             at=0.0,
             run="r",
-            workers=WORKERS,
+            workers=self.workers,
             experts=4,
             primaries={"ew0": [0, 1], "ew1": [2, 3]},
             shadows={"ew0": [e for e in shadows if e > 1], "ew1": [e for e in shadows if e < 2]},
@@ -46,24 +51,30 @@ class Scenario:
         return self.state.workers[worker]
 
     def started(self, *workers: str) -> Scenario:
-        for worker in workers or WORKERS:
+        for worker in workers or self.workers:
             self.happen(ev.WorkerStarted, worker, 1, pid=100)
         return self
 
     def registered(self, *workers: str) -> Scenario:
-        for worker in workers or WORKERS:
+        for worker in workers or self.workers:
             self.happen(ev.WorkerRegistered, worker, 1, 100, "host", {"shm": f"/s/{worker}"})
         return self
 
     def loading(self, *workers: str) -> Scenario:
-        for worker in workers or WORKERS:
+        for worker in workers or self.workers:
             told = sorted(self.state.placement.of(worker))
             self.happen(ev.WorkerWelcomed, worker, self[worker].incarnation, told)
         return self
 
     def ready(self, *workers: str) -> Scenario:
-        for worker in workers or WORKERS:
+        for worker in workers or self.workers:
             self.happen(ev.WorkerReady, worker, 1, {"blocks": 7})
+        return self
+
+    def told(self) -> Scenario:
+        """Both AWs know the stores that serve."""
+        for worker in WORKERS[:2] if self.state.stores else ():
+            self.happen(ev.StoresSent, worker, 1, self.state.stores)
         return self
 
     def published(self) -> Scenario:
@@ -78,7 +89,7 @@ class Scenario:
         return self
 
     def running(self) -> Scenario:
-        return self.started().registered().loading().ready().published().taken()
+        return self.started().registered().loading().ready().told().published().taken()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tarragon_hpc.orchestrator.placement import place
 from tarragon_hpc.orchestrator.plan import plan
 from tarragon_hpc.orchestrator.policy import Policy
 from tarragon_hpc.orchestrator.rules import Rules
-from tarragon_hpc.orchestrator.state import Phase, RunPhase
+from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase
 
 if TYPE_CHECKING:
     import random
@@ -52,21 +52,36 @@ class Process:
     holds: set[int] = field(default_factory=set)
     table: tuple[tuple[str, ...], ...] = ()
     peers: dict[str, Process] = field(default_factory=dict)
+    stores: dict[str, int] = field(default_factory=dict)
 
 
 class World:
     """`trouble` 0..1: how often workers that start crash and loads fail."""
 
-    def __init__(self, rng: random.Random, experts: int, config: ExpertsConfig, aws: int) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        experts: int,
+        config: ExpertsConfig,
+        aws: int,
+        stores: int = 0,
+        replicas: int = 0,
+    ) -> None:
         self.rng = rng
         self.now = 0.0
         self.trouble = 0.0
         placement = place(experts, config, 1)
-        rules = Rules(config.on_missing, config.shadows, config.memory, config.frequencies)
+        rules = Rules(
+            config.on_missing, config.shadows, config.memory, config.frequencies, replicas
+        )
         created = ev.RunCreated(
             0.0,
             "r",
-            [*(f"aw{n}" for n in range(aws)), *placement.primaries],
+            [
+                *(f"aw{n}" for n in range(aws)),
+                *placement.primaries,
+                *(f"cs{n}" for n in range(stores)),
+            ],
             experts,
             {w: list(e) for w, e in placement.primaries.items()},
             {w: list(e) for w, e in placement.shadows.items()},
@@ -75,6 +90,7 @@ class World:
         self.state = begin(created)
         self.events: list[ev.Event] = [created]
         self.processes: dict[Incarnation, Process] = {}
+        self.buried: set[Incarnation] = set()
         self._order = itertools.count()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
 
@@ -105,6 +121,16 @@ class World:
                 for row in action.table:
                     assert all(self.state.workers[w].live for w in row)
                     assert len(set(row)) == len(row)
+            case ac.SendTable():
+                # Before it can serve an AW knows the stores.
+                assert self.state.workers[action.worker].stores == self.state.stores
+            case ac.SendStores():
+                assert self.state.workers[action.worker].incarnation == action.incarnation
+                for store in action.stores.items():
+                    assert Incarnation(*store) not in self.buried
+            case ac.Stop() if self.state.phase is RunPhase.RUNNING:
+                aws = (w for w in self.state.of(Role.AW) if w.listens)
+                assert not any(action.worker in aw.stores for aw in aws)
             case ac.Abandon():
                 assert action.reason.startswith("given up after")
             case ac.Load() | ac.Unload():
@@ -152,6 +178,9 @@ class World:
                 table, epoch = self.state.table, self.state.epoch
                 peers = {w: self.processes[self.current(w)] for row in table for w in row}
                 self.later(process, lambda: self.route(process, epoch, table, peers))
+            case ac.SendStores():
+                stores = dict(action.stores)
+                self.later(process, lambda: setattr(process, "stores", stores))
             case ac.Load() | ac.Unload():
                 if self.rng.random() < self.trouble / 9:
                     process.busy += 8  # it hangs
@@ -235,6 +264,7 @@ class World:
 
     def check(self) -> None:
         state = self.state
+        self.buried |= {self.current(w.worker) for w in state.workers.values() if w.phase in GONE}
         for worker in state.workers.values():
             recent = [t for t in worker.restarts if self.now - t <= POLICY.restart_window_s]
             assert len(recent) <= POLICY.max_restarts
@@ -258,6 +288,11 @@ class World:
         assert plan(state, self.now + 1e6, POLICY) == []
         members = [w for w in state.of(Role.EW) if w.member]
         assert {w.phase for w in state.workers.values() if w.member} <= {Phase.SERVING}
+        serving = {w.worker: w.incarnation for w in state.of(Role.CS) if w.member}
+        for aw in state.of(Role.AW):
+            if aw.phase is Phase.SERVING:
+                process = self.processes[self.current(aw.worker)]
+                assert process.stores == serving == state.stores
         capacity = state.rules.capacity or state.placement.experts
         tight = len(members) * capacity < state.placement.experts
         holders = [w for w in state.of(Role.EW) if w.member or (w.retired and tight)]

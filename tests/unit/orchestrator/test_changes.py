@@ -8,7 +8,9 @@ from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.changes import (
     AttentionDraining,
     AttentionGone,
+    AttentionHeard,
     AttentionServing,
+    AttentionSilent,
     Availability,
     availability,
     diff,
@@ -113,6 +115,29 @@ def test_a_silent_worker_makes_the_run_degraded(scenario):
     scenario.happen(ev.WorkerExited, "aw0", 1, "killed by SIGKILL")
     assert run_word(scenario.state) == "degraded"
     assert run_reason(scenario.state) == "aw0 dead: killed by SIGKILL; ew1 unresponsive"
+
+
+def test_a_silent_aw_is_said_to_the_gateway_and_when_it_is_heard_again(scenario):
+    scenario.running()
+    assert changes(scenario, ev.WorkerSilent, "aw1", 1, 2.0) == [AttentionSilent("aw1", 1)]
+    assert changes(scenario, ev.WorkerRetired, "aw1", 1, "aw=1") == []
+    assert changes(scenario, ev.WorkerDrained, "aw1", 1, "aw=1") == [AttentionDraining("aw1", 1)]
+    assert changes(scenario, ev.WorkerHeard, "aw1", 1) == [AttentionHeard("aw1", 1)]
+    scenario.happen(ev.WorkerSilent, "aw0", 1, 2.0)
+    condemned = changes(scenario, ev.WorkerLost, "aw0", 1, "silence", "unresponsive for 10 s")
+    assert condemned[-1] == AttentionGone("aw0", 1, "unresponsive for 10 s")
+    assert AttentionHeard not in map(type, condemned)
+
+
+def test_an_aw_that_is_silent_when_it_begins_to_serve_serves_first(scenario):
+    scenario.started().registered().loading().ready().published().taken("aw0")
+    assert changes(scenario, ev.WorkerSilent, "aw1", 1, 2.0) == []
+    assert changes(scenario, ev.TableTaken, "aw1", 1, 1) == [
+        AttentionServing("aw1", 1),
+        AttentionSilent("aw1", 1),
+        Availability(True, ""),
+    ]
+    assert changes(scenario, ev.WorkerHeard, "aw1", 1) == [AttentionHeard("aw1", 1)]
 
 
 def test_draining_closes_admission_first_and_ends_in_a_word(scenario):

@@ -94,3 +94,32 @@ def test_plain_data():
     plain = coverage(2, {"ew0": {0, 1}}).plain()
     assert plain["lost_single"] == ["ew0"]
     assert isinstance(plain["lines"], list)
+
+
+def lines_of(scenario: Scenario) -> str:
+    return "\n".join(coverage_of(scenario.state).lines)
+
+
+def test_what_the_loss_of_an_aw_or_a_store_costs_is_said():
+    bare = lines_of(Scenario().running())
+    assert bare.endswith(
+        "the loss of an AW: other AWs go on with its requests, all their tokens are computed anew, "
+        "since there are no checkpoint stores"
+    )
+    scenario = Scenario(Rules(replicas=1), stores=1).running()
+    assert lines_of(scenario).endswith(
+        "the loss of an AW: other AWs go on with its requests, restored from checkpoint stores; "
+        "about one token of each is computed anew\n"
+        "the loss of a CS: no request notices; the AWs copy their KV again, to its replacement, "
+        "and what an AW loses before that is computed anew"
+    )
+    scenario.happen(ev.WorkerExited, "cs0", 1, "killed by SIGKILL")
+    scenario.happen(ev.WorkerExited, "aw0", 1, "killed by SIGKILL")
+    assert (
+        "the loss of an AW: its requests wait for its replacement, all their tokens are computed "
+        "anew, since no checkpoint store serves"
+    ) in lines_of(scenario)
+    two = lines_of(Scenario(Rules(replicas=1), stores=2).running())
+    assert "copy their KV again, to the other stores, and" in two
+    double = lines_of(Scenario(Rules(replicas=2), stores=2).running())
+    assert "no request notices; another one has the same KV" in double

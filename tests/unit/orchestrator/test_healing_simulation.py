@@ -30,7 +30,9 @@ def make(seed: int) -> World:
         memory=rng.choice([None, tight]),
         frequencies=rng.choice([None, [rng.random() for _ in range(experts)]]),
     )
-    world = World(rng, experts, config, rng.randint(1, 3))
+    stores = rng.choice([0, 1, 2, 3])
+    replicas = rng.randint(1, min(2, stores)) if stores else 0
+    world = World(rng, experts, config, rng.randint(1, 3), stores, replicas)
     world.act()
     world.step(30)
     assert world.state.phase is RunPhase.RUNNING
@@ -44,7 +46,7 @@ def misfortune(world: World) -> None:
     process = rng.choice(alive) if alive else None
     what = rng.random()
     if process is None or what < 0.15:
-        role = rng.choice([Role.AW, Role.EW])
+        role = rng.choice(list(Role))
         before = world.state
         if world.scale(role, rng.randint(0, 8)) is not None:
             assert world.state is before

@@ -12,12 +12,14 @@ from tarragon_hpc.orchestrator.actions import (
     Publish,
     Rearrange,
     Remove,
+    SendStores,
     SendTable,
     Start,
     Stop,
     Unload,
 )
 from tarragon_hpc.orchestrator.apply import replay
+from tarragon_hpc.orchestrator.changes import run_word
 from tarragon_hpc.orchestrator.outcomes import outcome
 from tarragon_hpc.orchestrator.plan import plan
 from tarragon_hpc.orchestrator.policy import Policy
@@ -55,7 +57,9 @@ def routed(scenario: Scenario) -> None:
 @pytest.mark.parametrize(
     ("role", "count", "problem"),
     [
-        ("cs", 1, "cs=1: unknown role 'cs'; aw and ew can be scaled"),
+        ("xs", 1, "xs=1: unknown role 'xs'; aw, ew and cs can be scaled"),
+        ("cs", 1, "cs=1: the AWs were started without checkpoint stores (checkpoint.stores is 0)"),
+        ("cs", 65, "cs=65: must be from 0 to 64"),
         ("ew", 0, "ew=0: must be from 1 to 4096"),
         ("aw", -1, "aw=-1: must be from 1 to 1024"),
         ("aw", 1025, "aw=1025: must be from 1 to 1024"),
@@ -170,3 +174,30 @@ def test_who_was_given_up_does_not_count_and_leaves():
     to(scenario, Role.AW, 2)
     actions = perform(scenario)
     assert [(type(a), a.worker) for a in actions] == [(Start, "aw2"), (Remove, "aw1")]
+
+
+def test_stores_come_and_go_and_no_aw_is_told_of_one_that_leaves():
+    scenario = Scenario(Rules(replicas=2), stores=2).running()
+    assert refuse(scenario.state, "cs", 1) == (
+        "cs=1: checkpoint.replicas is 2; at least cs=2, or cs=0"
+    )
+    to(scenario, Role.CS, 3)
+    assert perform(scenario) == [Start("cs2", 1, "the run needs it")]
+    scenario.happen(ev.WorkerRegistered, "cs2", 1, 100, "host", {})
+    perform(scenario)
+    assert perform(scenario) == []
+    scenario.happen(ev.WorkerReady, "cs2", 1, {})
+    three = {"cs0": 1, "cs1": 1, "cs2": 1}
+    assert perform(scenario) == [SendStores(w, 1, three, "with cs2.1") for w in ("aw0", "aw1")]
+    assert perform(scenario) == []
+    to(scenario, Role.CS, 0)
+    why = ", ".join(f"without {w}.1 (scaled to cs=0)" for w in three)
+    assert perform(scenario) == [SendStores(w, 1, {}, why) for w in ("aw0", "aw1")]
+    assert perform(scenario) == [Stop(w, 1, 5.0, "scaled to cs=0") for w in three]
+    for worker in three:
+        scenario.happen(ev.WorkerExited, worker, 1, "exit status 0")
+    assert perform(scenario) == [Remove(w, 1, "scaled to cs=0") for w in three]
+    assert run_word(scenario.state) == "serving"
+    to(scenario, Role.CS, 2)
+    assert perform(scenario) == [Start(w, 2, "the run needs it") for w in ("cs0", "cs1")]
+    assert replay(scenario.events) == scenario.state

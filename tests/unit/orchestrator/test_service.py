@@ -50,8 +50,15 @@ class World:
     """An orchestrator, everything it touches, and a way to wait for what it does."""
 
     def __init__(
-        self, tmp_path: Path, *, shadows: bool = True, prepare: Any = None, **policy: float
+        self,
+        tmp_path: Path,
+        *,
+        shadows: bool = True,
+        stores: int = 0,
+        prepare: Any = None,
+        **policy: float,
     ) -> None:
+        self.workers = [*WORKERS, *(f"cs{n}" for n in range(stores))]
         self.journal = Journal(tmp_path / "journal.jsonl")
         self.calls: list[tuple[Any, ...]] = []
         self.fail: set[str] = set()
@@ -62,7 +69,7 @@ class World:
             ev.RunCreated(
                 time.monotonic(),
                 "r",
-                WORKERS,
+                self.workers,
                 2,
                 PRIMARIES,
                 SHADOWS if shadows else {"ew0": [], "ew1": []},
@@ -110,11 +117,11 @@ class World:
         return self.orchestrator.state.workers[worker].phase
 
     async def bring_up(self) -> None:
-        await self.until(lambda: self.phase("ew1") is Phase.STARTING)
-        for worker in WORKERS:
+        await self.until(lambda: self.phase(self.workers[-1]) is Phase.STARTING)
+        for worker in self.workers:
             self.register(worker)
-        await self.until(lambda: all(self.phase(w) is Phase.LOADING for w in WORKERS))
-        for worker in WORKERS:
+        await self.until(lambda: all(self.phase(w) is Phase.LOADING for w in self.workers))
+        for worker in self.workers:
             self.orchestrator.receive(Ready(worker, 1, {}))
         await self.until(lambda: self.orchestrator.state.workers["aw0"].table_sent == 1)
         self.orchestrator.receive(TableApplied("aw0", 1, 1))
@@ -122,7 +129,7 @@ class World:
 
     def bring_down(self) -> None:
         self.orchestrator.stop("enough")
-        for worker in WORKERS:
+        for worker in self.workers:
             if self.phase(worker) is not Phase.DEAD:
                 self.orchestrator.exited(Incarnation(worker, 1), 0)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.state import Phase
+from tarragon_hpc.wire.common import Peer
 from tarragon_hpc.wire.to_head import Cleared, Holding, Masked, Ready, Register, TableApplied
-from tarragon_hpc.wire.to_worker import Drain, Load, Table, Unload
+from tarragon_hpc.wire.to_worker import Drain, Load, Stores, Table, Unload, Welcome
 from tests.unit.orchestrator.test_service import Link, World, running
 
 if TYPE_CHECKING:
@@ -113,5 +115,45 @@ def test_scaling_starts_places_and_drains(tmp_path: Path):
             world.orchestrator.lost(Incarnation("aw1", 1), "its connection was closed")
             await world.until(lambda: "aw1" not in world.orchestrator.state.workers)
             world.orchestrator.send("aw1", Drain("to nobody"))
+
+    asyncio.run(scenario())
+
+
+def test_aws_are_told_where_the_stores_are(tmp_path: Path):
+    async def scenario() -> None:
+        world = World(tmp_path, stores=1)
+        async with running(world):
+            await world.bring_up()
+            got = world.links["aw0"].got
+            assert [type(m) for m in got] == [Welcome, Stores, Table]
+            assert got[1] == Stores([Peer("cs0", 1, {"path": "/cs0"})])
+            assert world.links["cs0"].got == [Welcome(0)]
+            world.orchestrator.exited(Incarnation("cs0", 1), -9)
+            await world.until(lambda: ("start", Incarnation("cs0", 2)) in world.calls)
+            assert got[-1] == Stores([])
+            join(world, "cs0")
+            await world.until(lambda: world.phase("cs0") is Phase.LOADING)
+            world.orchestrator.receive(Ready("cs0", 2, {}))
+            await world.until(lambda: world.orchestrator.state.workers["aw0"].stores)
+            assert got[-1] == Stores([Peer("cs0", 2, {"path": "/cs0.2"})])
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_a_process_reaches_the_observers_before_the_disk(tmp_path: Path):
+    """What an AW ran goes on elsewhere at the first sign of its end, whatever the disk does."""
+
+    async def scenario() -> None:
+        world = World(tmp_path)
+        async with running(world):
+            await world.bring_up()
+            world.journal.append = lambda events: time.sleep(0.5)
+            began = time.monotonic()
+            world.orchestrator.record(ev.WorkerSilent(began, "ew0", 1, 1.0))
+            await asyncio.sleep(0.01)
+            world.orchestrator.ending(Incarnation("aw0", 1))
+            await world.until(lambda: world.phase("aw0") is Phase.DEAD)
+            assert isinstance(world.observed[-1], ev.WorkerLost)
+            assert time.monotonic() - began < 0.3
 
     asyncio.run(scenario())
