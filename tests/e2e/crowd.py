@@ -43,9 +43,9 @@ def decoding(tokens: int) -> Callable[[list[Stream]], bool]:
     return lambda streams: min(len(s.tokens) for s in streams) >= tokens
 
 
-def first_token(streams: list[Stream]) -> bool:
-    """When a stream has its first token: others are in their prefill."""
-    return any(s.tokens for s in streams)
+def begun(count: int) -> Callable[[list[Stream]], bool]:
+    """When so many streams have some tokens; the others are in their prefill or wait for it."""
+    return lambda streams: sum(len(s.tokens) >= 3 for s in streams) >= count
 
 
 class Crowd:

@@ -38,22 +38,14 @@ def people(tiny_models, tmp_path_factory):
         yield Crowd(running, vocab, lengths=[80] * 6, new_tokens=500)
 
 
-def replaced(name: str, incarnation: int):
-    """Whether a successor of this incarnation serves."""
-    return lambda status: any(
-        w["id"] == name and w["incarnation"] > incarnation and w["state"] == "serving"
-        for w in status["workers"]
-    )
-
-
 def test_a_killed_store_is_replaced_and_filled(people):
     with people.busy():
-        before = people.until_protected()
-        kill, incarnation = people.kill("cs0"), people.worker("cs0")["incarnation"]
-        kill()
-        bare = people.until(lambda s: s["checkpoint"]["stores"] == 0)
-        assert bare["checkpoint"]["unprotected"]
-        people.until(replaced("cs0", incarnation))
+        people.until_protected()
+        mark = people.mark()
+        people.kill("cs0")()
+        # Nobody has a store, then both AWs have the new one.
+        people.until(lambda _: len(people.since(mark, "stores told")) >= 4)
+        assert [e["worker"] for e in people.since(mark, "worker lost")] == ["cs0"]
         people.until_protected()
         # The new one is as good as the old one was.
         mark = people.mark()
@@ -63,8 +55,7 @@ def test_a_killed_store_is_replaced_and_filled(people):
     resumed = people.since(mark, "request resumed")
     assert {line["reason"] for line in resumed} == {""}
     assert all(line["restored"] > 0 for line in resumed)
-    ended = people.status()["requests"]["ended"]
-    assert ended.get("failed", 0) == before["requests"]["ended"].get("failed", 0) == 0
+    assert people.status()["requests"]["ended"].get("failed", 0) == 0
 
 
 def test_a_stopped_store_holds_nobody_up(people):
@@ -106,7 +97,7 @@ def test_a_store_and_an_attention_worker_die_together(people):
     people.check((decoding(100), people.kill_all("cs0", "aw0", pauses=[0.0])))
     resumed = people.since(mark, "request resumed")
     assert resumed
-    assert all(line["restored"] == 0 and line["computed"] > 180 for line in resumed)
+    assert all(line["restored"] == 0 and line["computed"] >= 180 for line in resumed)
     assert all(line["reason"] for line in resumed)
     status = people.whole()
     assert status["requests"]["ended"].get("failed", 0) == 0

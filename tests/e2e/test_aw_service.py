@@ -1,71 +1,87 @@
-"""Attention workers die: what clients asked for besides tokens is what it would have been."""
+"""Attention workers die, stop, leave and join, and clients notice nothing, whatever they asked for.
+
+One service for all of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import httpx
 import pytest
 
+from tarragon_hpc.bench.injection import is_whole
 from tests.e2e.answers import Answer, ask, ask_streaming
 from tests.e2e.crowd import Crowd, start
+from tests.e2e.questions import HALF, questions, sensible
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
-PROMPT = "Once upon a time there was a little house by the water"
-TALK = [{"role": "user", "content": "Tell me about the water"}]
-COLOURS = {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 16}
-SCHEMA = {
-    "type": "object",
-    "properties": {"colours": COLOURS},
-    "required": ["colours"],
-    "additionalProperties": False,
-}
-COMPLETION, CHAT = "completions", "chat/completions"
-TOKENS = 96
-HALF = 48
-
 
 @pytest.fixture(scope="module")
-def people(tiny_models, tmp_path_factory):
-    service, vocab = start(
+def service(tiny_models, tmp_path_factory):
+    """Three AWs that are given time when they are stopped; (service, vocabulary)."""
+    context, vocab = start(
         tiny_models,
-        tmp_path_factory.mktemp("requests"),
+        tmp_path_factory.mktemp("service"),
         "mixtral",
         attention={"workers": 3},
         experts={"workers": 2, "shadows": 1},
         checkpoint={"stores": 1, "restore": "always", "memory": "64MiB"},
+        detection={"stopped_grace_s": 30},
     )
-    with service as running:
-        yield Crowd(running, vocab, lengths=[20], new_tokens=1500)
+    with context as running:
+        yield running, vocab
 
 
-def questions(half: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """name → (path, body). half: what the plain one generates around its middle."""
-    plain = {"prompt": PROMPT, "ignore_eos": True}
-    drawn = {"temperature": 0.9, "seed": 7}
-    form = {"type": "json_schema", "json_schema": {"name": "colours", "schema": SCHEMA}}
-    bodies: dict[str, tuple[str, dict[str, Any]]] = {
-        "plain": (COMPLETION, plain),
-        "penalties": (
-            COMPLETION,
-            {**plain, "presence_penalty": 0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.2},
-        ),
-        # Every fifth token ends it, once it may end.
-        "min_tokens": (
-            COMPLETION,
-            {**plain, **drawn, "min_tokens": 70, "stop_token_ids": list(range(3, 1024, 5))},
-        ),
-        "stop": (COMPLETION, {**plain, "stop": ["never to be seen", half]}),
-        "logprobs": (COMPLETION, {**plain, **drawn, "logprobs": 4}),
-        "many": (COMPLETION, {**plain, **drawn, "n": 3, "logprobs": 1}),
-        "chat": (CHAT, {"messages": TALK, **drawn, "logprobs": True, "top_logprobs": 3}),
-        "schema": (CHAT, {"messages": TALK, **drawn, "response_format": form}),
-    }
-    common = {"max_tokens": TOKENS, "temperature": 0, "return_token_ids": True}
-    return {name: (path, common | body) for name, (path, body) in bodies.items()}
+@pytest.fixture(scope="module")
+def people(service):
+    """Nine who talk for a while."""
+    return Crowd(*service, lengths=[60] * 9, new_tokens=300)
+
+
+def test_a_stopped_attention_worker_is_left_alone(people):
+    mark = people.mark()
+    with people.victim("aw1") as victim, people.busy():
+        people.until(lambda s: s["requests"]["running_on"]["aw1"] >= 2)
+        try:
+            victim.signal("stop")
+            people.until(lambda _: people.since(mark, "requests moved"))
+            people.until(lambda _: people.since(mark, "request resumed"))
+        finally:
+            victim.signal("cont")
+        # It takes new ones again; what it says of the old ones is not listened to.
+        people.until(is_whole)
+        people.until(lambda s: s["requests"]["running_on"]["aw1"] >= 1)
+    assert people.worker("aw1")["incarnation"] == victim.target.incarnation
+    moved = people.since(mark, "requests moved")
+    assert {line["worker"] for line in moved} == {"aw1"}
+    assert all("silent" in line["reason"] for line in moved)
+    resumed = people.since(mark, "request resumed")
+    assert len(resumed) >= 2
+    assert "aw1" not in {line["worker"] for line in resumed}
+    assert people.status()["requests"]["ended"].get("failed", 0) == 0
+
+
+def test_fewer_and_more_attention_workers(people):
+    mark = people.mark()
+    people.whole()
+    with people.busy():
+        people.until(lambda s: s["requests"]["running"] == 9)
+        people.scale("aw", 1)
+        people.until(lambda s: [w["id"] for w in s["workers"] if w["role"] == "aw"] == ["aw0"])
+        moved = people.since(mark, "requests moved")
+        assert {line["worker"] for line in moved} == {"aw1", "aw2"}
+        assert not people.since(mark, "worker lost")
+        people.until(lambda s: s["requests"]["running_on"] == {"aw0": 9})
+        people.scale("aw", 3)
+        people.until(lambda s: is_whole(s) and len(s["requests"]["running_on"]) == 3, 60)
+        people.until(lambda s: min(s["requests"]["running_on"].values()) >= 1)
+    resumed = people.since(mark, "request resumed")
+    assert resumed
+    assert all(line["restored"] > 0 for line in resumed)
+    assert people.status()["requests"]["ended"].get("failed", 0) == 0
 
 
 def test_whole_requests(people):
@@ -108,24 +124,8 @@ def test_whole_requests(people):
     assert status["requests"]["ended"].get("failed", 0) == 0
 
 
-def sensible(expected: dict[str, Answer]) -> None:
-    """The questions do ask for something."""
-    first = {name: answer.choices[0] for name, answer in expected.items()}
-    assert first["plain"].finish_reason == "length"
-    assert expected["plain"].usage["completion_tokens"] == TOKENS
-    assert first["penalties"].token_ids != first["plain"].token_ids
-    assert first["min_tokens"].finish_reason == "stop"
-    assert 70 < len(first["min_tokens"].token_ids) < TOKENS
-    assert first["stop"].finish_reason == "stop"
-    assert first["plain"].text.startswith(first["stop"].text)
-    assert HALF - 12 < len(first["stop"].token_ids) < HALF + 12
-    assert len(first["logprobs"].scores) == TOKENS
-    assert len({choice.text for choice in expected["many"].choices}) == 3
-    assert first["chat"].scores
-    assert first["schema"].text.lstrip().startswith("{")
-
-
-def test_a_client_comes_back_to_its_stream(people):
+def test_a_client_comes_back_to_its_stream(service):
+    people = Crowd(*service, lengths=[20], new_tokens=600)
     ids: list[int] = []
     tokens: list[int] = []
     last = ""
