@@ -1,6 +1,7 @@
-"""A worker without shadows is killed: seen within 50 ms, nothing hangs, and it is replaced.
+"""A worker is killed where nothing was kept in reserve: no shadows, no checkpoint stores.
 
-An EW's death costs a load from disk; an AW's requests end with a clear error.
+It is seen within 50 ms, nothing hangs or fails, and it is replaced: an EW's death costs a load from
+disk, an AW's requests are computed anew by another one.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ async def stream(client: httpx.AsyncClient, service: Service, tokens: int) -> di
 
 
 async def kill_under_load(service: Service, name: str, streams: int = 8) -> list[dict[str, Any]]:
-    """Kill a worker while streams run; the streams' results, each within 20 s of the kill."""
+    """Kill a worker while streams run; the streams' results, each within 45 s of the kill."""
     pid = worker(service, name)["pid"]
     async with httpx.AsyncClient(timeout=60) as client:
         tasks = [asyncio.create_task(stream(client, service, 1500)) for _ in range(streams)]
         await asyncio.sleep(2)  # in the middle of decoding
         os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             return await asyncio.gather(*tasks)
 
 
@@ -101,12 +102,12 @@ def test_killed_expert_worker(service):
 
 def test_killed_attention_worker(service):
     results = asyncio.run(kill_under_load(service, "aw0"))
-    broken = [r for r in results if r["error"]]
-    assert len(broken) == 4
-    assert all("aw0" in r["error"]["message"] for r in broken)
-    assert all(r["done"] and r["tokens"] == 1500 for r in results if not r["error"])
-    # The other one still serves.
-    assert asyncio.run(_one(service))["tokens"] == 8
+    assert [r["error"] for r in results] == [None] * len(results)
+    assert all(r["done"] and r["tokens"] == 1500 for r in results)
+    resumed = [e for e in timeline(service) if e["event"] == "request resumed"]
+    assert len(resumed) == 4
+    assert {e["worker"] for e in resumed} == {"aw1"}
+    assert all(e["restored"] == 0 and e["reason"] for e in resumed)
     until_replaced(service, "aw0")
 
 
