@@ -135,7 +135,7 @@ class Crowd:
             **self._more,
         }
 
-        def take(tokens: list[int]) -> None:
+        def take(_: str, tokens: list[int]) -> None:
             stream.take(tokens, time.monotonic())
             look()
 
