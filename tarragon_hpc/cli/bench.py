@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.config import parse_override
-from tarragon_hpc.errors import ConfigError, UserError
+from tarragon_hpc.errors import ConfigError, TarragonError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 def bench(name: str, target: Path | None, **options: Any) -> None:
@@ -28,6 +28,17 @@ def bench(name: str, target: Path | None, **options: Any) -> None:
     result: dict[str, Any] = module.run(**given)
     if target is not None:
         target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if (why := broken(result)) is not None:
+        raise TarragonError(f"bench {name}: {why}")
+
+
+def broken(result: Mapping[str, Any]) -> str | None:
+    """Why a measurement must not pass for a good one: what it measured was wrong, or too little."""
+    failed, changed = (result["summary"].get(key) or 0 for key in ("failed", "changed"))
+    if failed or changed:
+        return f"{failed} streams failed and {changed} have other tokens than without failures"
+    problem: str | None = result.get("problem")
+    return problem
 
 
 def steady(target: Path | None, model: Path | None, **options: Any) -> None:

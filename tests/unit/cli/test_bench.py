@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from tarragon_hpc.cli.bench import bench, read_overrides, read_points, steady
+from tarragon_hpc.cli.bench import bench, broken, read_overrides, read_points, steady
 from tarragon_hpc.errors import ConfigError, UserError
 
 
@@ -60,3 +60,18 @@ def test_points():
     for text in ("", "16,", "0", "-1", "x"):
         with pytest.raises(UserError, match="--points"):
             read_points(text)
+
+
+@pytest.mark.parametrize(
+    ("summary", "problem", "why"),
+    [
+        ({"vs_dp_8": 1.0}, None, None),
+        ({"failed": 0, "changed": 0}, None, None),
+        ({"failed": 1, "changed": 0}, None, "1 streams failed and 0 have other tokens"),
+        ({"failed": 0, "changed": 2}, None, "0 streams failed and 2 have other tokens"),
+        ({"failed": 0, "changed": 0}, "the head is gone", "the head is gone"),
+    ],
+)
+def test_wrong_tokens_are_no_result(summary, problem, why):
+    found = broken({"summary": summary, "problem": problem})
+    assert found == why or (why is not None and found.startswith(why))
