@@ -15,6 +15,7 @@ from tarragon_hpc.bench.injection import is_whole
 from tests.e2e.answers import Answer, ask, ask_streaming
 from tests.e2e.crowd import Crowd, start
 from tests.e2e.questions import HALF, questions, sensible
+from tests.e2e.rounds import killed_attention_workers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -26,13 +27,17 @@ def service(tiny_models, tmp_path_factory):
         tiny_models,
         tmp_path_factory.mktemp("service"),
         "mixtral",
-        attention={"workers": 3},
+        attention={"workers": 3, "prefix_caching": False},
         experts={"workers": 2, "shadows": 1},
         checkpoint={"stores": 1, "restore": "always", "memory": "64MiB"},
         detection={"stopped_grace_s": 30},
     )
     with context as running:
         yield running, vocab
+
+
+def test_killed_attention_workers_change_no_token(service):
+    killed_attention_workers(*service, "mixtral", chunks=True)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 
 from tarragon_hpc.bench.arrivals import gaps_of_live
 from tests.e2e.crowd import Crowd, decoding, start
+from tests.e2e.rounds import LAG
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -81,7 +82,7 @@ def test_a_stopped_store_holds_nobody_up(people):
     assert people.worker("cs0")["incarnation"] == victim.target.incarnation
     usual = max(gaps_of_live(streams, calm, stopped))
     assert max(gaps_of_live(streams, stopped, over)) < usual + 0.5
-    assert 0 < max(queued) <= QUEUE
+    assert max(queued) <= QUEUE
     assert max(lag) > 100
     # Caught up: as good as before.
     mark = people.mark()
@@ -108,7 +109,6 @@ def test_the_second_store_has_everything_too(tiny_models, tmp_path):
         tiny_models,
         tmp_path,
         "qwen3-moe",
-        attention={"prefix_caching": False},
         experts=SHADOWED,
         checkpoint=STORED | {"stores": 2, "replicas": 2},
     )
@@ -116,12 +116,14 @@ def test_the_second_store_has_everything_too(tiny_models, tmp_path):
         people = Crowd(running, vocab)
         mark = people.mark()
         people.check((decoding(40), people.kill_all("cs0", "aw0", pauses=[0.0])))
-        resumed = people.since(mark, "request resumed")
-        assert resumed
-        assert {line["reason"] for line in resumed} == {""}
-        assert all(line["restored"] > 0 for line in resumed)
         people.whole()
         people.check((decoding(40), people.kill_all("cs1", "aw1", pauses=[0.0])))
-        assert all(line["restored"] > 0 for line in people.since(mark, "request resumed"))
+        resumed = people.since(mark, "request resumed")
+        assert len(resumed) >= 8
+        assert {line["reason"] for line in resumed} == {""}
+        # Some were asked for before, and their beginning is in the prefix cache.
+        assert all(line["restored"] + line["cached"] > 40 for line in resumed)
+        assert all(line["computed"] <= 1 + LAG for line in resumed)
+        assert any(line["restored"] for line in resumed)
         status = people.whole()
         assert status["requests"]["ended"].get("failed", 0) == 0
