@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.client import Head
-    from tarragon_hpc.cluster.faults import Target
+    from tarragon_hpc.cluster.faults import Target, Victim
     from tarragon_hpc.observe.story import Story
 
 _POLL_S = 0.05
@@ -128,8 +128,9 @@ async def inject(
                     for more in range(together):
                         await asyncio.sleep(_overlap_s(rng, role) if more else 0.0)
                         planned = draw_fault(rng, 0.0, faults)
-                        target = planned.choose(await _somebody(chaos, role, patience_s))
-                        victim = await held.enter_async_context(chaos.aim(target.worker))
+                        target, victim = await _take_aim(
+                            held, chaos, planned.choose, role, patience_s
+                        )
                         with_it = None
                         if also is not None and not more and rng.random() < also.share:
                             with_it = await _kill_one(chaos, also.role, rng, patience_s)
@@ -146,6 +147,23 @@ async def inject(
             injections += [_injection(s, story, whole, protected) for s in struck]
             say(f"{len(injections)} of {count}: {in_words(injections[-1].story)}")
     return Injected(injections)
+
+
+async def _take_aim(
+    held: contextlib.AsyncExitStack,
+    chaos: Chaos,
+    choose: Callable[[list[Target]], Target],
+    role: str,
+    patience_s: float,
+) -> tuple[Target, Victim]:
+    """A worker of a role, held as long as `held`; if the one that is chosen dies, another one."""
+    async with asyncio.timeout(patience_s):
+        while True:
+            target = choose(await _somebody(chaos, role, patience_s))
+            try:
+                return target, await held.enter_async_context(chaos.aim(target.worker))
+            except UserError:  # it is dead, which the head did not know when it was asked
+                await asyncio.sleep(_POLL_S)
 
 
 async def _somebody(chaos: Chaos, role: str, patience_s: float) -> list[Target]:
@@ -165,8 +183,8 @@ def _overlap_s(rng: random.Random, role: str) -> float:
 
 async def _kill_one(chaos: Chaos, role: str, rng: random.Random, patience_s: float) -> str:
     """Kill a worker of a role; returns which."""
-    target = rng.choice(await _somebody(chaos, role, patience_s))
-    async with chaos.aim(target.worker) as victim:
+    async with contextlib.AsyncExitStack() as held:
+        target, victim = await _take_aim(held, chaos, rng.choice, role, patience_s)
         await chaos.strike(victim, KILL)
     return str(target)
 
