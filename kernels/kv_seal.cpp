@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "buffer.hpp"
-#include "kv_sums.hpp"
+#include "crc32c.hpp"
 #include "kv_wire.hpp"
 #include "rows.hpp"
 
@@ -45,21 +45,18 @@ void seal(nb::handle payload, uint32_t layers, uint32_t rows, uint32_t first_lay
     std::optional<nb::gil_scoped_release> release;
     if (data.size() >= kReleaseGil)
         release.emplace();
-    std::vector<KvPlace> places(rows);
-    std::vector<uint32_t> made(rows, kSumNone);
     const uint8_t *row = data.data();
-    for (size_t l = 0; l < layers; ++l) {
-        for (uint32_t r = 0; r < rows; ++r, row += row_bytes[l])
-            places[r] = {at<uint64_t>(k, r), static_cast<uint32_t>(first_layer + l),
-                         at<uint32_t>(p, r), row};
-        if (check)
-            kv_sums(places.data(), rows, row_bytes[l], made.data());
-        memcpy(out.data() + l * rows * sizeof(uint32_t), made.data(), rows * sizeof(uint32_t));
-        for (uint32_t r = 0; gone && r < rows; ++r)
-            if (gone->data()[l * rows + r])
-                memcpy(out.data() + (l * rows + r) * sizeof(uint32_t), &kSumAbsent,
-                       sizeof(uint32_t));
-    }
+    for (size_t l = 0; l < layers; ++l)
+        for (uint32_t r = 0; r < rows; ++r, row += row_bytes[l]) {
+            const size_t place = l * rows + r;
+            uint32_t sum = kSumNone;
+            if (gone && gone->data()[place])
+                sum = kSumAbsent;
+            else if (check)
+                sum = kv_sum(at<uint64_t>(k, r), static_cast<uint32_t>(first_layer + l),
+                             at<uint32_t>(p, r), row, row_bytes[l]);
+            memcpy(out.data() + place * sizeof(sum), &sum, sizeof(sum));
+        }
 }
 
 uint64_t check(nb::handle payload, const std::vector<uint64_t> &row_bytes, nb::handle keys,
@@ -78,21 +75,19 @@ uint64_t check(nb::handle payload, const std::vector<uint64_t> &row_bytes, nb::h
     std::optional<nb::gil_scoped_release> release;
     if (data.size() >= kReleaseGil)
         release.emplace();
-    std::vector<KvPlace> places(rows);
-    std::vector<uint32_t> made(rows);
-    uint64_t count = 0, offset = 0;
-    for (size_t l = 0; l < layers; offset += row_bytes[l++]) {
-        for (size_t r = 0; r < rows; ++r)
-            places[r] = {at<uint64_t>(k, r), static_cast<uint32_t>(l), at<uint32_t>(p, r),
-                         data.data() + r * token_bytes + offset};
-        kv_sums(places.data(), rows, row_bytes[l], made.data());
-        for (size_t r = 0; r < rows; ++r) {
+    uint64_t count = 0;
+    const uint8_t *row = data.data();
+    for (size_t r = 0; r < rows; ++r)
+        for (size_t l = 0; l < layers; row += row_bytes[l++]) {
             const uint32_t sum = at<uint32_t>(s, r * layers + l);
-            const bool wrong = sum == kSumNone ? check : sum != kSumAbsent && sum != made[r];
+            const bool wrong =
+                sum == kSumNone ? check
+                                : sum != kSumAbsent &&
+                                      sum != kv_sum(at<uint64_t>(k, r), static_cast<uint32_t>(l),
+                                                    at<uint32_t>(p, r), row, row_bytes[l]);
             out.data()[r * layers + l] = wrong;
             count += wrong;
         }
-    }
     return count;
 }
 

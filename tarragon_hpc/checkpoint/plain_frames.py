@@ -64,25 +64,4 @@ def in_range(run: kv.Run) -> bool:
 
 def rows_that_fit(rows: int, room: int, row_bytes: Sequence[int]) -> int:
     """How many of so many rows of all layers, with their sums, fit into `room` bytes."""
-    layers, record = len(row_bytes), sum(row_bytes)
-    rows = min(rows, room // (4 * layers + record))
-    while rows and kv.fetch_payload(rows, layers) - kv.HEADER_BYTES + rows * record > room:
-        rows -= 1
-    return rows
-
-
-def row_sum(key: int, layer: int, position: int, row: bytes | memoryview) -> int:
-    """The checksum of a row (`wire/kv.py`), at Python's speed."""
-    state = 0xFFFFFFFF
-    for byte in struct.pack("<QII", key, layer, position) + bytes(row):
-        state = state >> 8 ^ _CRC32C[(state ^ byte) & 0xFF]
-    return max(2, state ^ 0xFFFFFFFF)
-
-
-def _crc_entry(value: int) -> int:
-    for _ in range(8):
-        value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-    return value
-
-
-_CRC32C = [_crc_entry(byte) for byte in range(256)]
+    return min(rows, kv.rows_that_fit(kv.HEADER_BYTES + room, len(row_bytes), sum(row_bytes)))

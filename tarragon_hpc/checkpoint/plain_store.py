@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from tarragon_hpc.checkpoint.plain_frames import Put, in_range, parse_put, row_sum, rows_that_fit
+from tarragon_hpc.checkpoint.plain_frames import Put, in_range, parse_put, rows_that_fit
 from tarragon_hpc.checkpoint.plain_requests import Kept, Requests, page_bytes
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.wire import kv
+from tarragon_hpc.wire.kv_sums import row_sum
 
 MAX_PAGE_TOKENS = 4096
 ORPHAN_S = 60.0

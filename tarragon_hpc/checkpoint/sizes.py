@@ -21,13 +21,9 @@ def geometry(layout: RowLayout, config: CheckpointConfig) -> Geometry:
 
 def rows_per_reply(layout: RowLayout, reply_bytes: int) -> int:
     """How many rows of all layers a reply has room for."""
-    room = reply_bytes - kv.HEADER_BYTES
-    rows = room // (layout.token_bytes + 4 * layout.layers)
-    while rows and fetched_bytes(layout, rows) > reply_bytes:
-        rows -= 1
-    return rows
+    return kv.rows_that_fit(reply_bytes, layout.layers, layout.token_bytes)
 
 
 def fetched_bytes(layout: RowLayout, rows: int) -> int:
     """Bytes of an answer with so many rows."""
-    return kv.fetch_payload(rows, layout.layers) + rows * layout.token_bytes
+    return kv.fetched_bytes(rows, layout.layers, layout.token_bytes)

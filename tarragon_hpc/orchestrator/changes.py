@@ -14,44 +14,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionServing:
+class _Attention:
+    worker: str
+    incarnation: int
+
+
+class AttentionServing(_Attention):
     """An AW takes sequences from now on."""
 
-    worker: str
-    incarnation: int
 
-
-@dataclass(frozen=True, slots=True)
-class AttentionDraining:
+class AttentionDraining(_Attention):
     """An AW is to leave; it takes no more sequences."""
 
-    worker: str
-    incarnation: int
-
 
 @dataclass(frozen=True, slots=True)
-class AttentionGone:
+class AttentionGone(_Attention):
     """An AW that served does not any more; it runs nothing."""
 
-    worker: str
-    incarnation: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionSilent:
+class AttentionSilent(_Attention):
     """An AW that serves is unresponsive; its sequences stand still, or nobody hears of them."""
 
-    worker: str
-    incarnation: int
 
-
-@dataclass(frozen=True, slots=True)
-class AttentionHeard:
+class AttentionHeard(_Attention):
     """An AW that was silent is heard again."""
-
-    worker: str
-    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,19 @@ def fetch_payload(rows: int, layers: int) -> int:
     return aligned(HEADER_BYTES + 4 * rows * layers)
 
 
+def fetched_bytes(rows: int, layers: int, token_bytes: int) -> int:
+    """Bytes of the answer to a Fetch; token_bytes: one token's rows of all layers."""
+    return fetch_payload(rows, layers) + rows * token_bytes
+
+
+def rows_that_fit(reply_bytes: int, layers: int, token_bytes: int) -> int:
+    """How many tokens' rows of all layers, with their sums, a reply has room for."""
+    rows = max(0, reply_bytes - HEADER_BYTES) // (4 * layers + token_bytes)
+    while rows and fetched_bytes(rows, layers, token_bytes) > reply_bytes:
+        rows -= 1
+    return rows
+
+
 def pack_header(header: Header) -> bytes:
     """The 48 bytes of a header."""
     h = header

@@ -5,6 +5,7 @@ Native when it can be, numpy otherwise; both give the same sums. All arrays are 
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ def _make_table() -> Words:
 
 
 _TABLE = _make_table()
+_ENTRIES: list[int] = _TABLE.tolist()
 
 
 def crc32c(data: Bytes) -> Words:
@@ -48,6 +50,14 @@ def sums_of(keys: Keys, layer: int, positions: Words, rows: Bytes) -> Words:
     place["key"], place["layer"], place["position"] = keys, layer, positions
     sums = crc32c(np.concatenate([place.view(np.uint8).reshape(-1, 16), rows], axis=1))
     return np.maximum(sums, 2)
+
+
+def row_sum(key: int, layer: int, position: int, row: bytes | memoryview) -> int:
+    """The sum of one row, for where there is one at a time."""
+    state = 0xFFFFFFFF
+    for byte in struct.pack("<QII", key, layer, position) + bytes(row):
+        state = state >> 8 ^ _ENTRIES[(state ^ byte) & 0xFF]
+    return max(2, state ^ 0xFFFFFFFF)
 
 
 def seal(

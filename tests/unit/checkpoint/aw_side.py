@@ -16,8 +16,9 @@ from tarragon_hpc.transport.inproc import (
     InprocListener,
     InprocNetwork,
 )
-from tarragon_hpc.wire import kv, kv_sums
+from tarragon_hpc.wire import kv
 from tarragon_hpc.wire.common import Peer
+from tarragon_hpc.wire.kv_sums import row_sum
 
 SECRET = b"s" * 32
 
@@ -26,12 +27,6 @@ def row(key, layer, position, nbytes):
     """The KV row of a position: bytes that tell everything apart."""
     seed = f"{key}/{layer}/{position}/".encode()
     return (seed * (nbytes // len(seed) + 1))[:nbytes]
-
-
-def row_sum(key, layer, position, data):
-    """The sum of one row."""
-    keys, positions = np.array([key], np.uint64), np.array([position], np.uint32)
-    return int(kv_sums.sums_of(keys, layer, positions, np.frombuffer(data, np.uint8)[None])[0])
 
 
 def token(key, position):

@@ -6,8 +6,8 @@ import hashlib
 import struct
 from typing import NamedTuple
 
-from tarragon_hpc.checkpoint.plain_frames import row_sum
 from tarragon_hpc.wire import kv
+from tarragon_hpc.wire.kv_sums import row_sum
 
 ROW_BYTES = (8, 12, 20)
 

@@ -9,7 +9,8 @@ from tarragon_hpc.checkpoint.pieces import ranked
 from tarragon_hpc.checkpoint.row_layout import RowLayout
 from tarragon_hpc.checkpoint.sizes import fetched_bytes, rows_per_reply
 from tarragon_hpc.wire import kv
-from tests.unit.checkpoint.aw_side import FakeStore, row, row_sum, token
+from tarragon_hpc.wire.kv_sums import row_sum
+from tests.unit.checkpoint.aw_side import FakeStore, row, token
 from tests.unit.checkpoint.rounds import ROW_BYTES, Rounds
 
 TOKEN_BYTES = sum(ROW_BYTES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tarragon_hpc.checkpoint.plain_frames import row_sum
 from tarragon_hpc.checkpoint.plain_requests import page_bytes
 from tarragon_hpc.wire import kv
 from tarragon_hpc.wire.kv import Run
+from tarragon_hpc.wire.kv_sums import row_sum
 from tests.unit.checkpoint.frames import ROW_BYTES, Client, ask, hello, put, row_of, token_of
 
 LAYERS = len(ROW_BYTES)
