@@ -15,7 +15,7 @@ from tarragon_hpc.attention.kv_pause import Pauser
 from tarragon_hpc.attention.kv_restore import Restorer
 from tarragon_hpc.attention.kv_rows import make_rows
 from tarragon_hpc.attention.kv_save import Saver
-from tarragon_hpc.attention.kv_state import SequenceKv
+from tarragon_hpc.attention.kv_state import Scheduled, SequenceKv
 from tarragon_hpc.checkpoint.choice import worth_restoring
 from tarragon_hpc.checkpoint.protection import Protection
 from tarragon_hpc.wire.kv import request_key
@@ -59,7 +59,7 @@ class Checkpoints:
         self._rate: float | None = None
         self._stepped: tuple[float, int] | None = None
         self._pauser: Pauser | None = None
-        self._step: list[tuple[SequenceKv, int, Sequence[Sequence[int]]]] = []
+        self._step: list[Scheduled] = []
 
     def on_caches(self, caches: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
         """vLLM has allocated its caches. Raises ClusterError if they cannot be copied."""
@@ -75,7 +75,7 @@ class Checkpoints:
         self._saver = Saver(courier, self._protection, rows, sizes)
         self._restorer = Restorer(courier, rows, sizes, check=config.checksums)
         if config.pause_every is not None:
-            self._pauser = Pauser(courier, rows, sizes, config.pause_every)
+            self._pauser = Pauser(courier, self._saver, config.pause_every)
 
     # For the engine.
 
@@ -198,7 +198,8 @@ class Checkpoints:
                 continue
             if not kv.opened:
                 self._open(kv)
-            step.append((kv, starts[internal] + count, blocks.get_block_ids(internal)))
+            end, tables = starts[internal] + count, blocks.get_block_ids(internal)
+            step.append(Scheduled(kv, end, tables))
         if self._pauser is None:
             self._saver.plan(step, now)
         self._step = step

@@ -29,7 +29,7 @@ from tarragon_hpc.attention.resume import Resumed
 from tarragon_hpc.attention.sampling import sampling_params, token_delta
 from tarragon_hpc.attention.seeded import keep_generators
 from tarragon_hpc.attention.settings import context_length, default_kv_cache, engine_arguments
-from tarragon_hpc.attention.step import Resumption, Step
+from tarragon_hpc.attention.step import Step
 from tarragon_hpc.attention.structured import Grammars
 from tarragon_hpc.attention.validate import Limits, check_request
 from tarragon_hpc.attention.vllm_setup import (
@@ -41,6 +41,7 @@ from tarragon_hpc.attention.vllm_setup import (
     one_line,
 )
 from tarragon_hpc.errors import RequestError
+from tarragon_hpc.wire.common import Resumption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -274,8 +275,8 @@ class Engine:
         restored = 0 if kv is None else kv.restored
         total = len(output.prompt_token_ids) + sequence.emitted
         return Resumption(
-            output.request_id,
-            sequence.attempt,
+            request=output.request_id,
+            attempt=sequence.attempt,
             restored=restored,
             cached=total - restored - computed,
             computed=computed,

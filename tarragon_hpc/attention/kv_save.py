@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tarragon_hpc.attention.kv_rows import KvRows
-    from tarragon_hpc.attention.kv_state import SequenceKv
+    from tarragon_hpc.attention.kv_state import Scheduled
     from tarragon_hpc.checkpoint.batch import Batch
     from tarragon_hpc.checkpoint.courier import Courier
     from tarragon_hpc.checkpoint.pieces import Piece
@@ -36,33 +36,30 @@ class Saver:
         self._batch: Batch | None = None
         self._pieces: list[Piece] = []
         self._located: Any = None
-        self._sequences: dict[int, SequenceKv] = {}
+        self._scheduled: dict[int, Scheduled] = {}
         self._done = self._copied = 0
 
-    def plan(
-        self, step: Sequence[tuple[SequenceKv, int, Sequence[Sequence[int]]]], now: float
-    ) -> None:
-        """Decide what to copy in the coming step.
-
-        step: (sequence, its positions in the cache once the step is through, its block tables)
-        """
-        self._batch, self._done, self._copied = None, 0, 0
+    def plan(self, step: Sequence[Scheduled], now: float) -> None:
+        """Decide what to copy in the coming step."""
         room = self._courier.room()
         pieces = self._protection.plan([(kv.key, end) for kv, end, _ in step], now, room)
-        if not pieces:
-            return
+        if pieces and not self.begin(pieces, step):
+            self._protection.skipped(pieces)
+
+    def begin(self, pieces: list[Piece], step: Sequence[Scheduled]) -> bool:
+        """Copy these pieces of the step's sequences until `finish`; False: there is no room now."""
         batch = self._courier.begin(pieces)
         if batch is None:
-            self._protection.skipped(pieces)
-            return
-        tables = {kv.key: blocks for kv, _, blocks in step}
+            return False
+        self._scheduled = {scheduled.kv.key: scheduled for scheduled in step}
         runs = [
-            slots(tables[key], self._block_sizes, start, length)
+            slots(self._scheduled[key].blocks, self._block_sizes, start, length)
             for key, start, length in batch.ranges
         ]
         self._located = self._rows.locate([np.concatenate(g) for g in zip(*runs, strict=True)])
-        self._sequences = {kv.key: kv for kv, _, _ in step}
         self._batch, self._pieces = batch, pieces
+        self._done = self._copied = 0
+        return True
 
     def layer_computed(self) -> None:
         """The attention of one more layer has been computed, in the layers' order."""
@@ -90,7 +87,7 @@ class Saver:
         tokens = np.empty(batch.count, np.uint32)
         at = 0
         for key, start, length in batch.ranges:
-            ids = self._sequences[key].vllm.all_token_ids
+            ids = self._scheduled[key].kv.vllm.all_token_ids
             tokens[at : at + length] = ids[start : start + length]
             at += length
         batch.commit(tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,16 @@ class SequenceKv:
     restored: int = 0
     nbytes: int = 0
     reason: str = ""
+
+
+class Scheduled(NamedTuple):
+    """A sequence in an engine step: its positions in the cache once the step is through, and its
+    block table in each KV-cache group.
+    """
+
+    kv: SequenceKv
+    end: int
+    blocks: Sequence[Sequence[int]]
 
 
 def slots(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from tarragon_hpc.attention.found import Found, Mail
@@ -187,7 +186,7 @@ class ServingLoop:
         for request, error in step.refused.items():
             self._refuse(request, error)
         for resumption in step.resumed:
-            self._send(Resumed(*self._who, **asdict(resumption)))
+            self._send(Resumed(*self._who, resumption))
         if step.tokens:
             self._send(Tokens(*self._who, step.tokens))
         if step.loss is not None:

@@ -7,23 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tarragon_hpc.errors import RequestError, TransportError
-    from tarragon_hpc.wire.common import TokenDelta
-
-
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """A sequence that was begun elsewhere has its first new token; the fields are those of the
-    message `wire.to_head.Resumed`.
-    """
-
-    request: str
-    attempt: int
-    restored: int
-    cached: int
-    computed: int
-    nbytes: int
-    seconds: float
-    reason: str
+    from tarragon_hpc.wire.common import Resumption, TokenDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.checkpoint.batch import SLACK, bytes_per_row, make_batch
 from tarragon_hpc.checkpoint.delivery import Delivery
-from tarragon_hpc.checkpoint.dialing import Dialer, in_a_thread
+from tarragon_hpc.checkpoint.dialing import Dialer
 from tarragon_hpc.checkpoint.gate import Gate
 from tarragon_hpc.checkpoint.row_layout import RowLayout
 from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.checkpoint.staging import Staging
 from tarragon_hpc.checkpoint.traffic import Traffic
 from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.transport.dial import in_a_thread
 from tarragon_hpc.wire.kv import Run
 
 if TYPE_CHECKING:

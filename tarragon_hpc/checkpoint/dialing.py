@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.errors import ConnectFailed
 from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.transport.dial import dial, in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 _RETRY_S = 1.0
 
 log = logging.getLogger(__name__)
-
-
-def in_a_thread(job: Callable[[], None]) -> None:
-    """Run a job in the background."""
-    threading.Thread(target=job, name="dial-store", daemon=True).start()
 
 
 class Dialer:
@@ -105,13 +99,7 @@ class Dialer:
         self._peers = {}
 
     def _job(self, who: Incarnation, peer: Peer) -> None:
-        result: ClientChannel | str
-        try:
-            result = self._connector.connect(
-                peer.worker, peer.incarnation, peer.address, self._geometry
-            )
-        except ConnectFailed as error:
-            result = str(error)
+        result = dial(self._connector, peer, self._geometry)
         if self._closed and not isinstance(result, str):
             result.close()
         else:

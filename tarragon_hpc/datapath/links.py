@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.errors import ConnectFailed
+from tarragon_hpc.transport.dial import dial, in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,11 +19,6 @@ _RETRY_S = 1.0
 _CONNECTING = "connecting"
 
 log = logging.getLogger(__name__)
-
-
-def in_a_thread(job: Callable[[], None]) -> None:
-    """Run a job in the background."""
-    threading.Thread(target=job, name="dial", daemon=True).start()
 
 
 class Links:
@@ -148,14 +142,9 @@ class Links:
         self._dialing[peer.worker] = now
 
         def job() -> None:
-            result: ClientChannel | str
-            try:
-                result = self._connector.connect(
-                    peer.worker, peer.incarnation, peer.address, self._geometry
-                )
-            except ConnectFailed as error:
-                log.log(logging.DEBUG if again else logging.WARNING, "%s", error)
-                result = str(error)
+            result = dial(self._connector, peer, self._geometry)
+            if isinstance(result, str):
+                log.log(logging.DEBUG if again else logging.WARNING, "%s", result)
             self._dialed.put((peer, result))
             self._bell.ring()
 

@@ -22,7 +22,7 @@ from tarragon_hpc.datapath.exchange import Exchange
 from tarragon_hpc.datapath.healer import Healer
 from tarragon_hpc.datapath.health import Health, Patience
 from tarragon_hpc.datapath.lane import FastLane, make_lane
-from tarragon_hpc.datapath.links import Links, in_a_thread
+from tarragon_hpc.datapath.links import Links
 from tarragon_hpc.datapath.peers import Peers
 from tarragon_hpc.datapath.probes import Probes
 from tarragon_hpc.datapath.routes import Routes, make_routes
@@ -30,6 +30,7 @@ from tarragon_hpc.datapath.stats import RefeStats
 from tarragon_hpc.datapath.ticket import Chunk, Ticket
 from tarragon_hpc.errors import ExpertUnavailable
 from tarragon_hpc.transport.base import Geometry
+from tarragon_hpc.transport.dial import in_a_thread
 from tarragon_hpc.wire import dispatch as wire
 from tarragon_hpc.wire.parse import address_of
 

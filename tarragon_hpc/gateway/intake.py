@@ -75,23 +75,24 @@ class Intake:
     def resumed(self, message: Resumed) -> None:
         """An AW goes on with a sequence that another one had begun."""
         who = Incarnation(message.worker, message.incarnation)
-        state = self._fleet.find(who, message.request)
-        if state is None or state.attempt != message.attempt:
+        item = message.item
+        state = self._fleet.find(who, item.request)
+        if state is None or state.attempt != item.attempt:
             return
-        self._tally.resumed["restored" if message.restored else "recomputed"] += 1
+        self._tally.resumed["restored" if item.restored else "recomputed"] += 1
         self._tell(
             "request resumed",
             *who,
-            request=message.request,
+            request=item.request,
             id=state.name,
-            attempt=message.attempt,
+            attempt=item.attempt,
             left=str(state.left),
-            restored=message.restored,
-            cached=message.cached,
-            computed=message.computed,
-            nbytes=message.nbytes,
-            seconds=round(message.seconds, 6),
-            reason=message.reason,
+            restored=item.restored,
+            cached=item.cached,
+            computed=item.computed,
+            nbytes=item.nbytes,
+            seconds=round(item.seconds, 6),
+            reason=item.reason,
             gap_s=round(state.gap_s(time.monotonic()), 6),
         )
 

@@ -84,3 +84,22 @@ class TokenDelta(Part, frozen=True):
     stop_reason: int | None = None
     masked: int = 0
     attempt: int = 1
+
+
+class Resumption(Part, frozen=True):
+    """How an AW came to go on with a sequence that another one had begun.
+
+    `restored`: tokens whose KV came from a checkpoint store, `cached`: from the AW's own prefix
+    cache, `computed`: the rest of its tokens, which ran through the model (1 if the commit was
+    current). `nbytes` came from the store; `seconds` from the Submit to the first new token.
+    `reason`: why nothing was restored, or empty.
+    """
+
+    request: str
+    attempt: int
+    restored: int
+    cached: int
+    computed: int
+    nbytes: int
+    seconds: float
+    reason: str = ""

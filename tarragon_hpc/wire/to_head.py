@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tarragon_hpc.wire.common import Message, TokenDelta
+from tarragon_hpc.wire.common import Message, Resumption, TokenDelta
 
 
 class Register(Message, frozen=True):
@@ -73,24 +73,11 @@ class Failed(Message, frozen=True):
 
 
 class Resumed(Message, frozen=True):
-    """An AW goes on with a sequence that another one had begun; sent with its first new token.
-
-    `restored`: tokens whose KV came from a checkpoint store, `cached`: from the AW's own prefix
-    cache, `computed`: the rest of its tokens, which ran through the model (1 if the commit was
-    current). `nbytes` came from the store; `seconds` from the Submit to the first new token.
-    `reason`: why nothing was restored, or empty.
-    """
+    """An AW goes on with a sequence that another one had begun; sent with its first new token."""
 
     worker: str
     incarnation: int
-    request: str
-    attempt: int
-    restored: int
-    cached: int
-    computed: int
-    nbytes: int
-    seconds: float
-    reason: str = ""
+    item: Resumption
 
 
 class Suspect(Message, frozen=True):

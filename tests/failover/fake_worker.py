@@ -18,7 +18,7 @@ import time
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role, parse_worker_id
-from tarragon_hpc.wire.common import Peer, TokenDelta
+from tarragon_hpc.wire.common import Peer, Resumption, TokenDelta
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import (
     Failed,
@@ -138,7 +138,8 @@ def resumed(me: tuple[str, int], submit: Submit, stored: bool) -> Resumed:
     kept = tokens - 1 if stored else 0
     reason = "" if stored else "no store"
     about = (submit.request, submit.attempt)
-    return Resumed(*me, *about, kept, 0, tokens - kept, 64 * kept, TOKEN_S, reason)
+    item = Resumption(*about, kept, 0, tokens - kept, 64 * kept, TOKEN_S, reason)
+    return Resumed(*me, item)
 
 
 if __name__ == "__main__":

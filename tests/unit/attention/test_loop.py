@@ -8,13 +8,13 @@ import pytest
 
 from tarragon_hpc.attention.found import Found
 from tarragon_hpc.attention.loop import ServingLoop
-from tarragon_hpc.attention.step import Resumption, Step
+from tarragon_hpc.attention.step import Step
 from tarragon_hpc.datapath.report import Clearance, Failover, Suspicion
 from tarragon_hpc.datapath.stats import RefeStats
 from tarragon_hpc.errors import ExpertUnavailable, PeerLost, RequestError
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.wire import to_head, to_worker
-from tarragon_hpc.wire.common import Peer, SamplingSpec, TokenDelta
+from tarragon_hpc.wire.common import Peer, Resumption, SamplingSpec, TokenDelta
 
 WHO = Incarnation("aw0", 2)
 SAMPLING = SamplingSpec(max_tokens=2)
@@ -293,7 +293,7 @@ def test_a_resumption_is_told_before_the_tokens_it_comes_with():
     aw.run(table(), submit(), DRAIN)
     kinds = [type(m) for m in aw.sent if isinstance(m, to_head.Resumed | to_head.Tokens)]
     assert kinds[:2] == [to_head.Resumed, to_head.Tokens]
-    assert aw.of(to_head.Resumed)[0] == to_head.Resumed(*WHO, "r", 2, 3, 0, 1, 99, 0.5, "")
+    assert aw.of(to_head.Resumed)[0] == to_head.Resumed(*WHO, resumption)
 
 
 def test_while_all_wait_for_something_the_loop_sleeps_and_hears():

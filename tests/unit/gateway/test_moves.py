@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tarragon_hpc.errors import Unavailable
-from tarragon_hpc.wire.common import SamplingSpec
+from tarragon_hpc.wire.common import Resumption, SamplingSpec
 from tarragon_hpc.wire.to_head import Failed, Resumed
 from tests.unit.gateway.rig import Rig, read, run
 
@@ -342,13 +342,15 @@ def test_resumptions_are_counted_and_told_with_the_gap(tokens_first):
             await asyncio.sleep(0.05)
             rig.sessions.on_worker_lost("aw0", 1, "killed")
             rig.told.clear()
-            rig.sessions.on_resumed(Resumed("aw1", 1, first, 1, 9, 0, 1, 1, 0.1))
-            rig.sessions.on_resumed(Resumed("aw0", 1, first, 2, 9, 0, 1, 1, 0.1))
+            rig.sessions.on_resumed(Resumed("aw1", 1, Resumption(first, 1, 9, 0, 1, 1, 0.1)))
+            rig.sessions.on_resumed(Resumed("aw0", 1, Resumption(first, 2, 9, 0, 1, 1, 0.1)))
             assert rig.told == []
             if tokens_first:
                 rig.tokens("aw1", (first, 1, [6]), attempt=2)
                 await asyncio.sleep(0.3)
-            rig.sessions.on_resumed(Resumed("aw1", 1, first, 2, 9, 3, 1, 4096, 0.02, "why"))
+            rig.sessions.on_resumed(
+                Resumed("aw1", 1, Resumption(first, 2, 9, 3, 1, 4096, 0.02, "why"))
+            )
             ((event, who, detail),) = rig.told
             assert (event, who) == ("request resumed", ("aw1", 1))
             assert 0.05 <= detail.pop("gap_s") < 0.3
@@ -358,7 +360,7 @@ def test_resumptions_are_counted_and_told_with_the_gap(tokens_first):
             }  # fmt: skip
             rig.sessions.on_worker_serving("aw0", 2)
             rig.sessions.on_worker_lost("aw1", 1, "killed")
-            rig.sessions.on_resumed(Resumed("aw0", 2, second, 2, 0, 0, 4, 0, 0.02))
+            rig.sessions.on_resumed(Resumed("aw0", 2, Resumption(second, 2, 0, 0, 4, 0, 0.02)))
             stats = rig.sessions.stats()
             assert (stats.moved, stats.restored, stats.recomputed) == (3, 1, 1)
 
