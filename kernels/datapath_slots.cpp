@@ -64,8 +64,13 @@ void bind_slots(nb::module_ &m) {
     m.attr("BELL_BYTES") = kBellBytes;
     m.attr("LIFE_WORDS") = kLifeWords;
 
-    nb::class_<Doorbell>(m, "Doorbell")
+    nb::class_<Notifier>(m, "Notifier");
+    nb::class_<CallNotifier, Notifier>(m, "CallNotifier")
+        .def(nb::init<nb::object>(), nb::arg("posted"));
+    nb::class_<Doorbell, Notifier>(m, "Doorbell")
         .def(nb::init<nb::handle, uint32_t>(), nb::arg("memory"), nb::arg("spin_us"))
+        .def("watch", &Doorbell::watch, nb::arg("ring"), nb::arg("slots"), nb::arg("nbytes"))
+        .def("unwatch", &Doorbell::unwatch, nb::arg("number"))
         .def("value", &Doorbell::value)
         .def("ring", &Doorbell::ring)
         .def("wait", &Doorbell::wait, nb::arg("seen"), nb::arg("timeout_s"));
@@ -82,9 +87,9 @@ void bind_slots(nb::module_ &m) {
         .def_prop_ro("lost", &Slots::lost);
 
     nb::class_<ClientSlots, Slots>(m, "ClientSlots")
-        .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Doorbell &>(),
+        .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Notifier &>(),
              nb::keep_alive<1, 7>(), nb::arg("request"), nb::arg("reply"), nb::arg("slots"),
-             nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer_bell"))
+             nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer"))
         .def("acquire", &ClientSlots::acquire)
         .def("post", &ClientSlots::post, nb::arg("slot"), nb::arg("nbytes"))
         .def("reply", &ClientSlots::reply, nb::arg("slot"))
@@ -93,9 +98,9 @@ void bind_slots(nb::module_ &m) {
         .def("owed", &ClientSlots::owed);
 
     nb::class_<ServerSlots, Slots>(m, "ServerSlots")
-        .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Doorbell &>(),
+        .def(nb::init<nb::handle, nb::handle, uint32_t, uint64_t, uint64_t, Notifier &>(),
              nb::keep_alive<1, 7>(), nb::arg("request"), nb::arg("reply"), nb::arg("slots"),
-             nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer_bell"))
+             nb::arg("request_bytes"), nb::arg("reply_bytes"), nb::arg("peer"))
         .def("poll", &ServerSlots::poll)
         .def("send", &ServerSlots::send, nb::arg("slot"), nb::arg("nbytes"));
 }

@@ -1,14 +1,17 @@
-// Slots and doorbells in shared memory (the contract: tarragon_hpc/transport/base.py).
+// Slots and doorbells (the contract: tarragon_hpc/transport/base.py).
 //
 // A ring is `slots` times a control line (64 bytes: sequence u64, length u64) and a buffer. The
 // writer fills buffer and length, then stores the sequence with release order; the reader loads it
-// with acquire order. The n-th request (n = 1, 2, …) goes to slot (n-1) mod slots with sequence n,
+// with acquire order. Over shared memory both ends map the same ring; over a network each has one of
+// its own, and the Notifier sees to it that what was published here appears there. The n-th request (n = 1, 2, …) goes to slot (n-1) mod slots with sequence n,
 // and so does its reply. Lengths are the peer's word: callers check them before use.
 #pragma once
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
 #include <initializer_list>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -46,9 +49,10 @@ public:
     uint8_t *data(uint32_t slot) const {
         return memory_.data() + slot * stride_ + sizeof(Control);
     }
-    bool holds(uint32_t slot, uint64_t sequence) const {
-        return control(slot).sequence.load(std::memory_order_acquire) == sequence;
+    uint64_t sequence(uint32_t slot) const {
+        return control(slot).sequence.load(std::memory_order_acquire);
     }
+    bool holds(uint32_t slot, uint64_t number) const { return sequence(slot) == number; }
     uint64_t nbytes(uint32_t slot) const {
         return control(slot).nbytes.load(std::memory_order_relaxed);
     }
@@ -74,7 +78,14 @@ inline LifeWord *life_words(const Buffer &bell) {
     return reinterpret_cast<LifeWord *>(bell.data() + kLifeOffset);
 }
 
-class Doorbell {
+// What a writer does once it has filled a slot of its ring and published it there. Needs the GIL.
+class Notifier {
+public:
+    virtual ~Notifier() = default;
+    virtual void posted(uint32_t slot, uint64_t sequence, uint64_t nbytes) = 0;
+};
+
+class Doorbell : public Notifier {
 public:
     Doorbell(nanobind::handle memory, uint32_t spin_us)
         : memory_(memory, true), spin_ns_(int64_t{spin_us} * 1000) {
@@ -84,6 +95,23 @@ public:
     }
     uint32_t value() const { return words_->count.load(std::memory_order_acquire); }
     void ring() { bell_ring(words_); }
+    // The peer reads the ring itself: it only has to be woken.
+    void posted(uint32_t, uint64_t, uint64_t) override { ring(); }
+
+    // A ring in our memory that is written without ringing (by a network card): `wait` looks at its
+    // sequences now and then. Returns a number for `unwatch`.
+    uint64_t watch(nanobind::handle memory, uint32_t slots, uint64_t nbytes) {
+        auto watched = std::make_unique<Watched>(memory, slots, nbytes, ++last_watched_);
+        std::lock_guard lock(watching_);
+        watched_.push_back(std::move(watched));
+        watching_any_.store(true);
+        return last_watched_;
+    }
+    void unwatch(uint64_t number) {
+        std::lock_guard lock(watching_);
+        std::erase_if(watched_, [number](auto &w) { return w->number == number; });
+        watching_any_.store(!watched_.empty());
+    }
     uint32_t wait(uint32_t seen, double timeout_s) {
         if (value() == seen && timeout_s > 0) {
             int64_t deadline = monotonic_ns() + static_cast<int64_t>(std::min(timeout_s, 1e9) * 1e9);
@@ -91,7 +119,8 @@ public:
                 Woken woken;
                 {
                     nanobind::gil_scoped_release release;
-                    woken = bell_wait(words_, seen, deadline, spin_ns_);
+                    woken = watching_any_.load() ? wait_watching(seen, deadline)
+                                                 : bell_wait(words_, seen, deadline, spin_ns_);
                 }
                 if (woken != Woken::interrupted)
                     break;
@@ -103,30 +132,99 @@ public:
     }
 
 private:
+    struct Watched {
+        Watched(nanobind::handle memory, uint32_t slots, uint64_t nbytes, uint64_t number)
+            : ring(memory, slots, nbytes), seen(slots, 0), number(number) {}
+        Ring ring;
+        std::vector<uint64_t> seen;
+        uint64_t number;
+    };
+
+    // Whether something has been written since the last call.
+    bool arrived() {
+        std::lock_guard lock(watching_);
+        bool found = false;
+        for (auto &w : watched_)
+            for (uint32_t slot = 0; slot < w->seen.size(); ++slot) {
+                const uint64_t sequence = w->ring.sequence(slot);
+                found |= sequence != std::exchange(w->seen[slot], sequence);
+            }
+        return found;
+    }
+    // As bell_wait; an arrival rings the bell. The longer nothing comes, the longer the sleeps
+    // between two looks: what is lost to them stays a small part of the wait.
+    Woken wait_watching(uint32_t seen, int64_t deadline_ns) {
+        constexpr int64_t kShortest = 20'000, kLongest = 2'000'000;
+        for (const int64_t start = monotonic_ns();;) {
+            if (arrived())
+                ring();
+            if (value() != seen)
+                return Woken::rung;
+            const int64_t now = monotonic_ns(), waited = now - start;
+            if (now >= deadline_ns)
+                return Woken::timed_out;
+            if (waited < spin_ns_) {
+                cpu_relax();
+                continue;
+            }
+            const int64_t nap = std::clamp(waited / 8, kShortest, kLongest);
+            const Woken woken = bell_wait(words_, seen, std::min(deadline_ns, now + nap), 0);
+            if (woken != Woken::timed_out)
+                return woken;
+        }
+    }
+
     Buffer memory_;
     BellWords *words_;
     int64_t spin_ns_;
+    std::mutex watching_;
+    std::atomic<bool> watching_any_{false};
+    std::vector<std::unique_ptr<Watched>> watched_;
+    uint64_t last_watched_ = 0;
+};
+
+// Has a Python callable do it: posted(slot, sequence, nbytes).
+class CallNotifier : public Notifier {
+public:
+    explicit CallNotifier(nanobind::object posted) : posted_(std::move(posted)) {}
+    void posted(uint32_t slot, uint64_t sequence, uint64_t nbytes) override {
+        posted_(slot, sequence, nbytes);
+    }
+
+private:
+    nanobind::object posted_;
 };
 
 enum class State : uint8_t { free, filling, posted, answered, abandoned };
 constexpr const char *kNames[] = {"free", "filling", "posted", "answered", "abandoned"};
 
+// Set once, by whoever notices first that a peer is gone; may outlive the slots.
+class LostFlag {
+public:
+    void set() { lost_->store(true, std::memory_order_release); }
+    bool get() const { return lost_->load(std::memory_order_acquire); }
+
+private:
+    std::shared_ptr<std::atomic<bool>> lost_ = std::make_shared<std::atomic<bool>>(false);
+};
+
 // What both ends of a channel have in common: the peer may be gone.
 class Slots {
 public:
     // From any thread.
-    void set_lost() { lost_.store(true, std::memory_order_release); }
-    bool lost() const { return lost_.load(std::memory_order_acquire); }
+    void set_lost() { lost_.set(); }
+    bool lost() const { return lost_.get(); }
+    const LostFlag &flag() const { return lost_; }
 
 private:
-    std::atomic<bool> lost_{false};
+    LostFlag lost_;
 };
 
 class ClientSlots : public Slots {
 public:
     ClientSlots(nanobind::handle request, nanobind::handle reply, uint32_t slots, uint64_t request_bytes,
-                uint64_t reply_bytes, Doorbell &bell)
-        : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), bell_(bell),
+                uint64_t reply_bytes, Notifier &peer)
+        : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), peer_(peer),
           request_bytes_(request_bytes), reply_bytes_(reply_bytes), slots_(slots) {}
 
     bool can_acquire() {
@@ -154,7 +252,7 @@ public:
             throw nanobind::value_error("request is longer than its slot");
         s.state = State::posted;
         request_.publish(slot, s.sequence, nbytes);
-        bell_.ring();
+        peer_.posted(slot, s.sequence, nbytes);
     }
     // Length of the reply as the peer states it, once it is there.
     std::optional<uint64_t> reply(uint32_t slot) {
@@ -207,7 +305,7 @@ private:
     }
 
     Ring request_, reply_;
-    Doorbell &bell_;
+    Notifier &peer_;
     uint64_t request_bytes_, reply_bytes_;
     uint64_t next_ = 0;
     std::vector<Slot> slots_;
@@ -216,8 +314,8 @@ private:
 class ServerSlots : public Slots {
 public:
     ServerSlots(nanobind::handle request, nanobind::handle reply, uint32_t slots, uint64_t request_bytes,
-                uint64_t reply_bytes, Doorbell &bell)
-        : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), bell_(bell),
+                uint64_t reply_bytes, Notifier &peer)
+        : request_(request, slots, request_bytes), reply_(reply, slots, reply_bytes), peer_(peer),
           reply_bytes_(reply_bytes), owed_(slots, 0) {}
 
     // (slot, length as the peer states it) of the next request. A peer that posts to a slot whose
@@ -239,13 +337,14 @@ public:
         if (!owed_[slot])
             throw std::runtime_error("send of slot " + std::to_string(slot) +
                                      ", which owes no reply");
-        reply_.publish(slot, std::exchange(owed_[slot], 0), nbytes);
-        bell_.ring();
+        const uint64_t sequence = std::exchange(owed_[slot], 0);
+        reply_.publish(slot, sequence, nbytes);
+        peer_.posted(slot, sequence, nbytes);
     }
 
 private:
     Ring request_, reply_;
-    Doorbell &bell_;
+    Notifier &peer_;
     uint64_t reply_bytes_;
     uint64_t next_ = 0;
     std::vector<uint64_t> owed_;  // sequence of the request whose reply is owed, or 0

@@ -1,6 +1,6 @@
 """Types of the compiled module; one section per source file of kernels/."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -40,13 +40,29 @@ class LifeWatch:
     def stop(self) -> None:
         """End the watch. Safe to call twice."""
 
-class Doorbell:
-    """Counter and sleepers in `BELL_BYTES` of shared memory; see `base.Doorbell`."""
+class Notifier:
+    """What happens once a slot has been filled and published in its writer's ring."""
+
+class CallNotifier(Notifier):
+    """Calls `posted(slot, sequence, nbytes)` in the writer's thread; it must not raise or block."""
+
+    def __init__(self, posted: Callable[[int, int, int], None]) -> None: ...
+
+class Doorbell(Notifier):
+    """Counter and sleepers in `BELL_BYTES` of shared memory; see `base.Doorbell`.
+
+    As a peer's notifier: it is rung.
+    """
 
     def __init__(self, memory: Buffer, spin_us: int) -> None: ...
     def value(self) -> int: ...
     def ring(self) -> None: ...
     def wait(self, seen: int, timeout_s: float) -> int: ...
+    def watch(self, ring: Buffer, slots: int, nbytes: int) -> int:
+        """From now on `wait` looks at the sequences of a ring too, which a peer writes without
+        ringing; an arrival rings. Returns a number for `unwatch`. From any thread."""
+    def unwatch(self, number: int) -> None:
+        """Let go of a ring; unknown numbers are ignored. From any thread."""
 
 class Slots:
     """An end of a channel; once lost it acquires and polls nothing any more."""
@@ -57,7 +73,8 @@ class Slots:
     def lost(self) -> bool: ...
 
 class ClientSlots(Slots):
-    """The asking end of two rings: `request` in the peer's memory, `reply` in ours."""
+    """The asking end of two rings. Over shared memory `request` is the peer's; over a network both
+    are ours, and `peer` sees to it that what is posted appears in the peer's."""
 
     def __init__(
         self,
@@ -66,7 +83,7 @@ class ClientSlots(Slots):
         slots: int,
         request_bytes: int,
         reply_bytes: int,
-        peer_bell: Doorbell,
+        peer: Notifier,
     ) -> None: ...
     def acquire(self) -> int | None: ...
     def post(self, slot: int, nbytes: int) -> None: ...
@@ -77,7 +94,7 @@ class ClientSlots(Slots):
     def abandon(self, slot: int) -> None: ...
 
 class ServerSlots(Slots):
-    """The answering end: `request` in our memory, `reply` in the peer's."""
+    """The answering end; see `ClientSlots`."""
 
     def __init__(
         self,
@@ -86,7 +103,7 @@ class ServerSlots(Slots):
         slots: int,
         request_bytes: int,
         reply_bytes: int,
-        peer_bell: Doorbell,
+        peer: Notifier,
     ) -> None: ...
     def poll(self) -> tuple[int, int] | None:
         """Slot of the next request and its bytes as the peer states them (to be checked)."""

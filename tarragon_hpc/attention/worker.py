@@ -24,7 +24,8 @@ from tarragon_hpc.datapath.health import Patience
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.models.describe import describe
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
@@ -96,7 +97,7 @@ def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> It
     """The REFE, without any EW yet."""
     config = context.config
     detection = config.detection
-    bell = ShmDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
+    bell = ProcessDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
     refe = Refe(
         worker=context.worker,
         incarnation=context.incarnation,
@@ -136,7 +137,7 @@ def _build(context: WorkerContext, spec: ModelSpec, refe: Refe, tracer: Tracer) 
     from tarragon_hpc.attention.engine import Engine
 
     def connect(row_bytes: Sequence[int], allocate: Callable[[int], Any]) -> Courier:
-        bell = ShmDoorbell(0)  # nobody waits for the courier: no need to spin
+        bell = ProcessDoorbell(0)  # nobody waits for the courier: no need to spin
         connector = ShmConnector(context.worker, context.incarnation, context.secret, bell)
         config = context.config.checkpoint
         courier = Courier(connector, bell, row_bytes, config, allocate=allocate)

@@ -25,8 +25,9 @@ from tarragon_hpc import native
 from tarragon_hpc.datapath.ert import ERT
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.errors import UserError
+from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.memory import create_memory
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.wire import dispatch as wire
 from tarragon_hpc.wire.common import Peer
 
@@ -151,7 +152,7 @@ def _peers(spin_us: int) -> Iterator[Peers]:
         if cpus:
             os.sched_setaffinity(0, {cpus[0]})
             stack.callback(os.sched_setaffinity, 0, allowed)
-        bell = ShmDoorbell(spin_us)
+        bell = ProcessDoorbell(spin_us)
         stack.callback(bell.close)
         refe = Refe(
             worker="aw0",

@@ -16,7 +16,8 @@ from tarragon_hpc import native
 from tarragon_hpc.config.schema import BatchingConfig
 from tarragon_hpc.expert.server import ExpertServer
 from tarragon_hpc.models.spec import ExpertShape, ModelSpec
-from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmListener
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -81,7 +82,7 @@ def main(argument: str) -> None:
     threading.Thread(
         target=native.module.pingpong_serve, args=(raw, spin_us), name="raw", daemon=True
     ).start()
-    bell = ShmDoorbell(spin_us)
+    bell = ProcessDoorbell(spin_us)
     listener = ShmListener(options["directory"], "ew0", 1, bytes.fromhex(options["secret"]), bell)
     spec = echo_spec(options["experts"], 1, options["hidden"])
     bank = EchoBank(spec.experts, spec.shape.hidden * 2)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from tarragon_hpc import native
 from tarragon_hpc.checkpoint.server import StoreServer
 from tarragon_hpc.errors import ClusterError
-from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmListener
 from tarragon_hpc.transport.turns import take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
@@ -79,7 +80,7 @@ class _Orders:
 
 def main(context: WorkerContext) -> int:
     """Run a CS to its end; returns its exit status. Raises UserError or ClusterError."""
-    bell = ShmDoorbell(spin_us=0)  # nobody waits for it but its own clients' next frames
+    bell = ProcessDoorbell(spin_us=0)  # nobody waits for it but its own clients' next frames
     listener = ShmListener(
         str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
     )

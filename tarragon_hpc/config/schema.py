@@ -157,6 +157,10 @@ class GatewayConfig(Section):
         1024, gt=0, description="sequences running or waiting; more are answered with 429"
     )
     max_body: Bytes = Field(16 << 20, description="bytes of one HTTP request")
+    tls_certificate: str | None = Field(
+        None, min_length=1, description="PEM file (chain included); the endpoint is https then"
+    )
+    tls_key: str | None = Field(None, min_length=1, description="PEM file, not encrypted")
     failover_timeout_s: float = Field(
         60, gt=0, description="longest wait of a request whose AW was lost for another one"
     )
@@ -165,10 +169,37 @@ class GatewayConfig(Section):
     )
 
 
-class TransportConfig(Section):
-    """The data plane between AWs and EWs."""
+class RdmaConfig(Section):
+    """Queue pairs. What is not set is found on each node (`tarragon doctor` shows it)."""
 
-    kind: Literal["auto", "shm"] = "auto"
+    device: str | None = Field(None, min_length=1, description="such as mlx5_0")
+    port: int | None = Field(None, ge=1, le=255)
+    gid_index: int | None = Field(None, ge=0, le=4095)
+    mtu: Literal[256, 512, 1024, 2048, 4096] | None = None
+    timeout: int = Field(
+        14, ge=1, le=31, description="a packet is sent again after 4.096 us x 2^timeout"
+    )
+    retries: int = Field(
+        3, ge=0, le=6, description="then the peer is unreachable (7 is for ever on some devices)"
+    )
+
+
+class TransportConfig(Section):
+    """The data plane: between AWs and EWs, and AWs and CSs."""
+
+    kind: Literal["auto", "shm", "tcp", "rdma"] = Field(
+        "auto", description="auto: shm on one node, else rdma where both ends have it, else tcp"
+    )
+    interface: str | None = Field(
+        None,
+        min_length=1,
+        description="network of workers and head: a name (ib0), an address or a block "
+        "(10.1.0.0/16); default: this machine only, on a cluster the way to the head",
+    )
+    silent_loss_ms: int = Field(
+        3000, ge=100, description="a connection that is dead silent for so long is given up"
+    )
+    rdma: RdmaConfig = RdmaConfig()
     slots: int = Field(4, ge=1, le=256, description="requests in flight per (AW, EW)")
     slot_rows: int = Field(256, ge=1, le=65536, description="rows of one slot; more go in several")
     spin_us: int = Field(
@@ -207,6 +238,12 @@ class ClusterConfig(Section):
     )
     restart_window_s: float = Field(600, gt=0)
     fork_server: bool = Field(True, description="fork workers from processes that have imported")
+    prefix: dict[str, list[str]] = Field(
+        {},
+        description="words before a worker's command, by worker or role, e.g. {ew: [nice]}; "
+        "such workers are not forked",
+    )
+    tls: bool = Field(False, description="encrypt control connections, by a certificate of the run")
     start_timeout_s: float = Field(300, gt=0, description="all workers ready, or the run fails")
     drain_timeout_s: float = Field(30, ge=0, description="grace for running requests at a stop")
 

@@ -19,7 +19,8 @@ from tarragon_hpc.expert.server import ExpertServer
 from tarragon_hpc.expert.weights import ExpertReader, footprint, read_ahead
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.ops.select import make_bank
-from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmListener
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
@@ -89,7 +90,7 @@ def main(context: WorkerContext) -> int:
     """Run an EW to its end; returns its exit status. Raises UserError or ClusterError."""
     config = context.config
     spec = describe(config.model.path, config.model.dtype)
-    bell = ShmDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
+    bell = ProcessDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
     listener = ShmListener(
         str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
     )

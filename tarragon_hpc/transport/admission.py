@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from tarragon_hpc.transport.base import Geometry
+
+MAX_SLOTS = 256
 
 
 class Joined(Protocol):
@@ -44,3 +49,14 @@ class Admission(Generic[C]):
         self._newest[client] = newest
         self._channels[client] = [*(c for c in live if c not in older), channel]
         return older
+
+
+def geometry_refusal(g: Geometry, max_bytes: int) -> str | None:
+    """Why a channel of this geometry is not allowed, or None."""
+    if not 1 <= g.slots <= MAX_SLOTS:
+        return f"{g.slots} slots; allowed are 1 to {MAX_SLOTS}"
+    if g.request_bytes < 1 or g.reply_bytes < 1:
+        return f"slots of {g.request_bytes} and {g.reply_bytes} bytes; both must be positive"
+    if g.slots * (g.request_bytes + g.reply_bytes) > max_bytes:
+        return f"{g.slots} x ({g.request_bytes} + {g.reply_bytes}) bytes; allowed are {max_bytes}"
+    return None

@@ -6,29 +6,24 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc import native
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
 from tarragon_hpc.transport import memory, shm_join, unix
-from tarragon_hpc.transport.admission import Admission
+from tarragon_hpc.transport.admission import geometry_refusal
 from tarragon_hpc.transport.monitor import Monitor
-from tarragon_hpc.transport.shm_channel import ShmClientChannel, ShmDoorbell, ShmServerChannel
+from tarragon_hpc.transport.reception import HANDSHAKE_S, Reception
+from tarragon_hpc.transport.shm_channel import ShmTie
+from tarragon_hpc.transport.slot_channel import SlotClient, SlotServer
 
 if TYPE_CHECKING:
+    import socket
+
     from tarragon_hpc.transport.base import Geometry, ServerChannel
-
-__all__ = ["ShmConnector", "ShmDoorbell", "ShmListener"]
-
-HANDSHAKE_S = 10.0
-MAX_JOINING = 64
-
-log = logging.getLogger(__name__)
+    from tarragon_hpc.transport.bell import ProcessDoorbell
 
 
 class ShmListener:
@@ -45,7 +40,7 @@ class ShmListener:
         worker: str,
         incarnation: int,
         secret: bytes,
-        bell: ShmDoorbell,
+        bell: ProcessDoorbell,
         *,
         max_channel_bytes: int = 8 << 30,
     ) -> None:
@@ -57,90 +52,47 @@ class ShmListener:
         self._bell = bell
         self._max_bytes = max_channel_bytes
         self._monitor = Monitor(f"shm-{worker}")
-        self._lock = threading.Lock()
-        self._admission: Admission[ShmServerChannel] = Admission(worker, incarnation)
-        self._accepted: list[ServerChannel] = []
-        # Handshakes under way; no socket any more once it is a channel's.
-        self._joining: dict[threading.Thread, socket.socket | None] = {}
-        self._closed = False
         self._path = os.path.join(os.path.abspath(runtime_dir), f"{worker}.{incarnation}.sock")
-        self._socket = unix.listen(self._path)
-        self._monitor.watch(self._socket.fileno(), self._on_connection)
+        self._reception = Reception(
+            unix.listen(self._path), worker, incarnation, bell, self._monitor, self._join
+        )
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open"
+        state = "closed" if self._reception.closed else "open"
         return f"ShmListener({self.worker}.{self.incarnation}, {state})"
 
     def address(self) -> dict[str, str]:
         return {"kind": "shm", "path": self._path}
 
     def accepted(self) -> list[ServerChannel]:
-        if not self._accepted:  # asked in every round of the expert loop
-            return []
-        with self._lock:
-            joined, self._accepted = self._accepted, []
-        return joined
+        return self._reception.accepted()
 
     def close(self) -> None:
-        """Stop accepting; channels live on, those not yet fetched by `accepted` are closed."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            joining = dict(self._joining)
-        self._monitor.forget(self._socket.fileno())
-        self._socket.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        for thread, sock in joining.items():
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-            thread.join()
-        for channel in self.accepted():
-            channel.close()
+        """See `Reception.close`."""
+        if not self._reception.closed:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+        self._reception.close()
 
-    def _on_connection(self) -> None:
-        """In the monitor's thread. A handshake blocks, so each gets a thread of its own."""
+    def _join(self, sock: socket.socket, deadline: float) -> None:
+        """In a thread of its own."""
+        join, fds = shm_join.hear(sock, self._secret, deadline)
         try:
-            sock, _ = self._socket.accept()
-        except OSError:
-            return  # the client has gone again, or this listener has
-        with self._lock:
-            if self._closed or len(self._joining) >= MAX_JOINING:
-                sock.close()
-                return
-            thread = threading.Thread(
-                target=self._join, args=(sock,), name=f"shm-{self.worker}-join", daemon=True
-            )
-            self._joining[thread] = sock
-            thread.start()
-
-    def _join(self, sock: socket.socket) -> None:
-        deadline = time.monotonic() + HANDSHAKE_S
-        try:
-            join, fds = shm_join.hear(sock, self._secret, deadline)
-            try:
-                self._admit(sock, join, fds, deadline)
-            except ConnectFailed as refusal:
-                shm_join.reply(sock, shm_join.Answer(str(refusal)), [], deadline)
-                raise
-            finally:
-                unix.close_all(fds)
-        except (OSError, FrameError, AuthError, ConnectFailed) as error:
-            log.warning("%s refused a connection: %s", self.worker, error)
-            sock.close()
+            self._admit(sock, join, fds, deadline)
+        except ConnectFailed as refusal:
+            shm_join.reply(sock, shm_join.Answer(str(refusal)), [], deadline)
+            raise
         finally:
-            with self._lock:
-                self._joining.pop(threading.current_thread(), None)
+            unix.close_all(fds)
 
     def _admit(
         self, sock: socket.socket, join: shm_join.Join, fds: list[int], deadline: float
     ) -> None:
         """Make the channel and tell both sides; adds to `fds` what the caller closes."""
+        server = (join.peer, join.peer_incarnation)
         refusal = (
-            self._refusal(join)
-            or shm_join.geometry_refusal(join.geometry, self._max_bytes)
+            self._reception.refusal(join.worker, join.incarnation, *server)
+            or geometry_refusal(join.geometry, self._max_bytes)
             or shm_join.joint_refusal(join.life, fds)
         )
         if refusal is not None:
@@ -152,34 +104,34 @@ class ShmListener:
             f"tarragon-{self.worker}", native.module.ring_bytes(g.slots, g.request_bytes)
         )
         fds.append(fd)
-        channel = ShmServerChannel(
+        channel = SlotServer(
+            "shm",
             join.worker,
             join.incarnation,
             g,
             self._bell,
             requests=requests,
             replies=replies,
-            peer_bell=peer_bell,
+            notifier=native.module.Doorbell(peer_bell, 0),
         )
-        with self._lock:
-            refusal = "the listener is closed" if self._closed else self._refusal(join)
-            if refusal is not None:
-                raise ConnectFailed(refusal)
+
+        def start() -> None:
             with self._bell.life() as life:
                 answer = shm_join.Answer(life=life)
                 shm_join.reply(sock, answer, [fd, self._bell.fd], deadline)
-                channel.start(sock, self._monitor, life, join.life)
-            self._joining[threading.current_thread()] = None
-            older = self._admission.admit(channel)
-            self._accepted.append(channel)
-        for stale in older:
-            stale.cut(f"replaced by {join.worker}.{join.incarnation}")
-        self._bell.ring()
+                channel.bind(
+                    ShmTie(
+                        channel,
+                        self._bell,
+                        peer_bell,
+                        sock,
+                        self._monitor,
+                        life=life,
+                        peer_life=join.life,
+                    )
+                )
 
-    def _refusal(self, join: shm_join.Join) -> str | None:
-        return self._admission.refusal(
-            join.worker, join.incarnation, join.peer, join.peer_incarnation
-        )
+        self._reception.admit(channel, server, start)
 
 
 class ShmConnector:
@@ -194,7 +146,7 @@ class ShmConnector:
         worker: str,
         incarnation: int,
         secret: bytes,
-        bell: ShmDoorbell,
+        bell: ProcessDoorbell,
         *,
         timeout_s: float = HANDSHAKE_S,
     ) -> None:
@@ -208,12 +160,12 @@ class ShmConnector:
 
     def connect(
         self, peer: str, peer_incarnation: int, address: dict[str, str], geometry: Geometry
-    ) -> ShmClientChannel:
+    ) -> SlotClient:
         path = address.get("path")
         if address.get("kind") != "shm" or not path:
             raise ConnectFailed(f"{peer}: {address} is not the address of a shm listener")
         deadline = time.monotonic() + self._timeout_s
-        refusal = shm_join.geometry_refusal(geometry, 1 << 62)
+        refusal = geometry_refusal(geometry, 1 << 62)
         if refusal is not None:
             raise ConnectFailed(f"{peer}: {refusal}")
         try:
@@ -235,7 +187,7 @@ class ShmConnector:
         g: Geometry,
         life: int,
         deadline: float,
-    ) -> ShmClientChannel:
+    ) -> SlotClient:
         join = shm_join.Join(
             self._worker,
             self._incarnation,
@@ -260,14 +212,25 @@ class ShmConnector:
             peer_bell = memory.adopt_memory(got[1], native.module.BELL_BYTES)
         finally:
             unix.close_all(got)
-        channel = ShmClientChannel(
+        channel = SlotClient(
+            "shm",
             peer,
             peer_incarnation,
             g,
             self._bell,
             requests=requests,
             replies=replies,
-            peer_bell=peer_bell,
+            notifier=native.module.Doorbell(peer_bell, 0),
         )
-        channel.start(sock, self._monitor, life, peer_life)
+        channel.bind(
+            ShmTie(
+                channel,
+                self._bell,
+                peer_bell,
+                sock,
+                self._monitor,
+                life=life,
+                peer_life=peer_life,
+            )
+        )
         return channel

@@ -14,15 +14,11 @@ import msgspec
 
 from tarragon_hpc import native
 from tarragon_hpc.errors import ConnectFailed, FrameError
-from tarragon_hpc.transport import unix
+from tarragon_hpc.transport import handshake, unix
 from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.wire import auth
 
 if TYPE_CHECKING:
     import socket
-
-PURPOSE = b"data"
-MAX_SLOTS = 256
 
 T = TypeVar("T")
 
@@ -51,17 +47,6 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     life: int = 0
 
 
-def geometry_refusal(g: Geometry, max_bytes: int) -> str | None:
-    """Why a channel of this geometry is not allowed, or None."""
-    if not 1 <= g.slots <= MAX_SLOTS:
-        return f"{g.slots} slots; allowed are 1 to {MAX_SLOTS}"
-    if g.request_bytes < 1 or g.reply_bytes < 1:
-        return f"slots of {g.request_bytes} and {g.reply_bytes} bytes; both must be positive"
-    if g.slots * (g.request_bytes + g.reply_bytes) > max_bytes:
-        return f"{g.slots} x ({g.request_bytes} + {g.reply_bytes}) bytes; allowed are {max_bytes}"
-    return None
-
-
 def joint_refusal(life: int, fds: list[int]) -> str | None:
     """Why what came with a join or an answer cannot be used, or None."""
     if len(fds) != 2:
@@ -79,12 +64,7 @@ def ask(
     Raises ConnectFailed (refused), AuthError, FrameError or OSError.
     """
     unix.check_same_user(sock)
-    shake = auth.ClientHandshake(secret, PURPOSE)
-    unix.send_all(sock, shake.hello(), deadline)
-    challenge = unix.receive_exactly(sock, auth.CHALLENGE_BYTES, deadline)
-    unix.send_all(sock, shake.proof(challenge), deadline)
-    if unix.receive_exactly(sock, len(auth.OK), deadline) != auth.OK:
-        raise FrameError("the server refused the handshake")
+    handshake.ask(sock, secret, deadline)
     unix.send_frame(sock, msgspec.msgpack.encode(join), fds, deadline)
     body, got = unix.receive_frame(sock, 2, deadline)
     try:
@@ -104,11 +84,7 @@ def hear(sock: socket.socket, secret: bytes, deadline: float) -> tuple[Join, lis
     Raises ConnectFailed, AuthError, FrameError or OSError.
     """
     unix.check_same_user(sock)
-    shake = auth.ServerHandshake(secret, PURPOSE)
-    hello = unix.receive_exactly(sock, auth.HELLO_BYTES, deadline)
-    unix.send_all(sock, shake.challenge(hello), deadline)
-    shake.verify(unix.receive_exactly(sock, auth.PROOF_BYTES, deadline))
-    unix.send_all(sock, auth.OK, deadline)
+    handshake.hear(sock, secret, deadline)
     body, fds = unix.receive_frame(sock, 2, deadline)
     try:
         return _decode(body, Join), fds

@@ -8,10 +8,10 @@ import os
 import socket
 import stat
 import struct
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tarragon_hpc.errors import ConfigError, ConnectFailed, FrameError
+from tarragon_hpc.transport.blocking import arm, receive_exactly, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,7 +74,7 @@ def connect(path: str, deadline: float) -> socket.socket:
     """Raises OSError (TimeoutError at the deadline, in time.monotonic() seconds)."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _arm(sock, deadline)
+        arm(sock, deadline)
         with _short_path(path) as short:
             sock.connect(short)
     except BaseException:
@@ -98,34 +98,9 @@ def check_same_user(sock: socket.socket) -> Credentials:
     return peer
 
 
-def _arm(sock: socket.socket, deadline: float) -> None:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError("the peer was too slow")
-    sock.settimeout(remaining)
-
-
-def send_all(sock: socket.socket, data: bytes, deadline: float) -> None:
-    """Raises OSError."""
-    _arm(sock, deadline)
-    sock.sendall(data)
-
-
-def receive_exactly(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
-    """Raises OSError; FrameError if the peer closes before."""
-    data = b""
-    while len(data) < nbytes:
-        _arm(sock, deadline)
-        piece = sock.recv(nbytes - len(data))
-        if not piece:
-            raise FrameError("the peer closed the connection")
-        data += piece
-    return data
-
-
 def send_frame(sock: socket.socket, body: bytes, fds: Sequence[int], deadline: float) -> None:
     """A length, a body, and descriptors that travel with the length's first byte."""
-    _arm(sock, deadline)
+    arm(sock, deadline)
     frame = _LENGTH.pack(len(body)) + body
     sent = socket.send_fds(sock, [frame], list(fds)) if fds else 0
     if sent < len(frame):
@@ -141,7 +116,7 @@ def receive_frame(sock: socket.socket, max_fds: int, deadline: float) -> tuple[b
     try:
         head = b""
         while len(head) < _LENGTH.size:
-            _arm(sock, deadline)
+            arm(sock, deadline)
             # Not socket.recv_fds, which drops the flags: the descriptors must not be inherited.
             piece, control, flags, _ = sock.recvmsg(
                 _LENGTH.size - len(head),

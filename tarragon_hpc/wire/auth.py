@@ -62,18 +62,27 @@ def read_secret(path: Path) -> bytes:
         raise ConfigError(str(path), "does not hold a secret") from None
 
 
+def session_key(secret: bytes, purpose: bytes, nonce_c: bytes, nonce_s: bytes) -> bytes:
+    """A key (32 bytes) that only the two ends of one handshake know, and only they, once."""
+    return _mac(secret, b"key", purpose, nonce_c, nonce_s)
+
+
 def _mac(secret: bytes, who: bytes, purpose: bytes, nonce_c: bytes, nonce_s: bytes) -> bytes:
     text = who + len(purpose).to_bytes(2, "big") + purpose + nonce_c + nonce_s
     return hmac.digest(secret, text, hashlib.sha256)
 
 
 class ClientHandshake:
-    """The connecting side. Call `hello`, feed the challenge to `proof`, then expect OK."""
+    """The connecting side. Call `hello`, feed the challenge to `proof`, then expect OK.
+
+    key: of the session, after `proof`
+    """
 
     def __init__(self, secret: bytes, purpose: bytes) -> None:
         self._secret = secret
         self._purpose = purpose
         self._nonce = secrets.token_bytes(NONCE)
+        self.key = b""
 
     def hello(self) -> bytes:
         """The first message, HELLO_BYTES long."""
@@ -85,16 +94,21 @@ class ClientHandshake:
         expected = _mac(self._secret, b"server", self._purpose, self._nonce, nonce_s)
         if not hmac.compare_digest(mac, expected):
             raise AuthError("the server does not know the run's secret")
+        self.key = session_key(self._secret, self._purpose, self._nonce, nonce_s)
         return _mac(self._secret, b"client", self._purpose, self._nonce, nonce_s)
 
 
 class ServerHandshake:
-    """The accepting side. Feed the hello to `challenge` and the proof to `verify`, then send OK."""
+    """The accepting side. Feed the hello to `challenge` and the proof to `verify`, then send OK.
+
+    key: of the session, after `verify`
+    """
 
     def __init__(self, secret: bytes, purpose: bytes) -> None:
         self._secret = secret
         self._purpose = purpose
         self._nonce = secrets.token_bytes(NONCE)
+        self.key = b""
         self._nonce_c = b""
 
     def challenge(self, hello: bytes) -> bytes:
@@ -110,3 +124,4 @@ class ServerHandshake:
         expected = _mac(self._secret, b"client", self._purpose, self._nonce_c, self._nonce)
         if not hmac.compare_digest(proof, expected):
             raise AuthError("the client does not know the run's secret")
+        self.key = session_key(self._secret, self._purpose, self._nonce_c, self._nonce)

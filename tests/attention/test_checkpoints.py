@@ -20,10 +20,11 @@ class Store:
 
     def __init__(self, root) -> None:
         from tarragon_hpc.checkpoint.server import StoreServer
-        from tarragon_hpc.transport.shm import ShmDoorbell, ShmListener
+        from tarragon_hpc.transport.bell import ProcessDoorbell
+        from tarragon_hpc.transport.shm import ShmListener
 
         self.store = native.module.KvStore(64 << 20)
-        bell = ShmDoorbell(0)
+        bell = ProcessDoorbell(0)
         self.listener = ShmListener(str(root / "rt"), "cs0", 1, b"s" * 32, bell)
         self.server = StoreServer(self.store, self.listener, bell)
         self.thread = threading.Thread(target=self.server.serve, daemon=True)
@@ -32,10 +33,11 @@ class Store:
 
     def connect(self, config):
         from tarragon_hpc.checkpoint.courier import Courier
-        from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+        from tarragon_hpc.transport.bell import ProcessDoorbell
+        from tarragon_hpc.transport.shm import ShmConnector
 
         def make(row_bytes, allocate):
-            bell = ShmDoorbell(0)
+            bell = ProcessDoorbell(0)
             connector = ShmConnector(f"aw{next(self.numbers)}", 1, b"s" * 32, bell)
             courier = Courier(connector, bell, row_bytes, config, allocate=allocate)
             courier.start()

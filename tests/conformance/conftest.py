@@ -15,13 +15,14 @@ import time
 import pytest
 
 import tarragon_hpc
+from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.inproc import (
     InprocConnector,
     InprocDoorbell,
     InprocListener,
     InprocNetwork,
 )
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 from tests.conformance.pairs import Pair
 
 PEER = pathlib.Path(__file__).with_name("peer.py")
@@ -161,7 +162,7 @@ class ShmWorld(World):
         self.directory = directory
 
     def bell(self):
-        return self.made(ShmDoorbell())
+        return self.made(ProcessDoorbell())
 
     def listener(self, bell, worker="ew0", incarnation=1, secret=peer.SECRET):
         return self.made(ShmListener(self.directory, worker, incarnation, secret, bell))

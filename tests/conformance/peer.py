@@ -42,9 +42,10 @@ def serve(listener, bell, mode, running=lambda: True):
 
 def main(argv):
     from tarragon_hpc.transport.base import Geometry
-    from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+    from tarragon_hpc.transport.bell import ProcessDoorbell
+    from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 
-    bell = ShmDoorbell()
+    bell = ProcessDoorbell()
     if argv[0] == "serve":
         listener = ShmListener(argv[1], "ew0", 1, SECRET, bell)
         print(json.dumps(listener.address()), flush=True)

@@ -14,7 +14,8 @@ from tarragon_hpc.checkpoint.row_layout import RowLayout
 from tarragon_hpc.checkpoint.sizes import geometry
 from tarragon_hpc.config.schema import CheckpointConfig
 from tarragon_hpc.errors import ConfigError
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 from tarragon_hpc.wire import kv
 from tests.unit.checkpoint.aw_side import SECRET, FakeStore, World, fill
 
@@ -271,7 +272,7 @@ def test_a_message_has_room_for_one_token(slot_bytes, slots):
 @pytest.mark.native
 def test_over_shared_memory(tmp_path):
     world = World()
-    store_bell, bell = ShmDoorbell(0), ShmDoorbell(0)
+    store_bell, bell = ProcessDoorbell(0), ProcessDoorbell(0)
     store = FakeStore(world)
     store.bell = store_bell
     store._listener = ShmListener(str(tmp_path), "cs0", 1, SECRET, store_bell)

@@ -169,10 +169,11 @@ def test_it_sleeps_until_there_is_something_and_stops_when_told(world):
 AW_PROGRAM = """
 import json, sys, time
 from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmConnector
 from tests.unit.checkpoint.frames import hello, put
 from tests.unit.checkpoint.test_server import GEOMETRY, SECRET, Aw, Run
-bell = ShmDoorbell()
+bell = ProcessDoorbell()
 channel = ShmConnector("aw0", 1, SECRET, bell).connect("cs0", 1, json.loads(sys.argv[1]), GEOMETRY)
 aw = Aw(channel, bell)
 aw.ask(hello())
@@ -186,9 +187,10 @@ time.sleep(600)
 @pytest.mark.native
 def test_another_aw_goes_on_with_what_a_killed_one_has_left():
     from tarragon_hpc import native
-    from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+    from tarragon_hpc.transport.bell import ProcessDoorbell
+    from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 
-    bell = ShmDoorbell(0)
+    bell = ProcessDoorbell(0)
     store = native.module.KvStore(1 << 20)
     with tempfile.TemporaryDirectory(prefix="tarragon-") as directory:
         listener = ShmListener(directory, "cs0", 1, SECRET, bell)
@@ -202,7 +204,7 @@ def test_another_aw_goes_on_with_what_a_killed_one_has_left():
                 said = process.stdout.readline()
                 process.send_signal(signal.SIGKILL)
             assert said == b"protected\n"
-            aw_bell = ShmDoorbell()
+            aw_bell = ProcessDoorbell()
             connector = ShmConnector("aw1", 1, SECRET, aw_bell)
             aw = Aw(connector.connect("cs0", 1, address, GEOMETRY), aw_bell)
             aw.ask(hello())

@@ -14,7 +14,8 @@ import pytest
 
 from tarragon_hpc.cluster.forkserver import READY
 from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.wire import kv
 from tarragon_hpc.wire.kv import Run
 from tarragon_hpc.wire.to_head import Heartbeat, Ready, Register, Stopping
@@ -99,7 +100,7 @@ def test_keeps_what_an_aw_sends_and_says_so(running):
     register = running.start()
     running.head.send("cs0", Welcome(1))
     assert running.head.take("cs0", Ready) == Ready("cs0", 1, {"memory": 1 << 20})
-    bell = ShmDoorbell()
+    bell = ProcessDoorbell()
     channel = ShmConnector("aw0", 1, SECRET, bell).connect(
         "cs0", 1, register.address, Geometry(2, 4096, 4096)
     )

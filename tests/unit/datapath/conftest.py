@@ -11,13 +11,14 @@ import pytest
 from tarragon_hpc.datapath.combine import STORAGE, combine, from_float32, to_float32
 from tarragon_hpc.datapath.ert import ERT
 from tarragon_hpc.datapath.refe import Refe
+from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.inproc import (
     InprocConnector,
     InprocDoorbell,
     InprocListener,
     InprocNetwork,
 )
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 from tarragon_hpc.wire import dispatch as wire
 from tarragon_hpc.wire.common import Peer
 from tarragon_hpc.wire.parse import parse_dispatch
@@ -188,7 +189,7 @@ class ShmWorld(SimWorld):
         self.clock = time.monotonic
         self.lock = threading.Lock()
         self._directory = directory
-        self._bells = [ShmDoorbell(), ShmDoorbell()]
+        self._bells = [ProcessDoorbell(), ProcessDoorbell()]
         self._running = True
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

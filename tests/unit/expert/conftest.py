@@ -17,7 +17,8 @@ import pytest
 from tarragon_hpc.datapath.ert import ERT
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.models.describe import describe
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.wire.codec import head_decoder
 from tarragon_hpc.wire.common import Peer
 from tarragon_hpc.wire.stream import accept
@@ -136,7 +137,7 @@ class Cluster:
     def refe(self, worker: str, model: Path | str, placement: dict[str, list[int]]) -> Refe:
         """An AW that routes by a placement."""
         spec = describe(model)
-        bell = ShmDoorbell()
+        bell = ProcessDoorbell()
         refe = Refe(
             worker=worker, incarnation=1, connector=ShmConnector(worker, 1, SECRET, bell),
             bell=bell, experts=spec.experts, top_k=spec.top_k, hidden=spec.shape.hidden,

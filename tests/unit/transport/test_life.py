@@ -12,8 +12,8 @@ import pytest
 
 import tarragon_hpc
 from tarragon_hpc import native
+from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.memory import create_memory
-from tarragon_hpc.transport.shm import ShmDoorbell
 
 pytestmark = pytest.mark.native
 
@@ -47,7 +47,7 @@ class Watched:
         )
         os.close(fd)
         assert self.process.stdout.readline() == "alive\n"
-        self.bell = ShmDoorbell()
+        self.bell = ProcessDoorbell()
         ring = memoryview(bytearray(4096))
         start = -n.address_of(ring) % 64
         ring = ring[start : start + n.ring_bytes(1, 64)]
@@ -121,7 +121,7 @@ def test_no_such_sign(watched):
 
 
 def test_signs_are_given_out_once_and_come_back():
-    bell = ShmDoorbell()
+    bell = ProcessDoorbell()
     with bell.life() as first, bell.life() as second:
         assert first != second
     with pytest.raises(KeyError), bell.life() as third:

@@ -14,9 +14,10 @@ import pytest
 
 from tarragon_hpc import native
 from tarragon_hpc.errors import ConfigError, ConnectFailed
-from tarragon_hpc.transport import memory, shm_join, unix
+from tarragon_hpc.transport import blocking, handshake, memory, unix
 from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.transport.shm import ShmConnector, ShmDoorbell, ShmListener
+from tarragon_hpc.transport.bell import ProcessDoorbell
+from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 from tarragon_hpc.wire import auth
 
 pytestmark = pytest.mark.native
@@ -28,7 +29,7 @@ SOON = 20.0
 
 @pytest.fixture
 def bells():
-    made = [ShmDoorbell(), ShmDoorbell()]
+    made = [ProcessDoorbell(), ProcessDoorbell()]
     yield made
     for bell in made:
         bell.close()
@@ -93,12 +94,12 @@ def test_a_silent_client_blocks_nobody(listener, bells):
 def authenticated(listener):
     """A connection that knows the secret, about to send its join."""
     sock = raw(listener)
-    shake = auth.ClientHandshake(SECRET, shm_join.PURPOSE)
+    shake = auth.ClientHandshake(SECRET, handshake.PURPOSE)
     deadline = time.monotonic() + SOON
-    unix.send_all(sock, shake.hello(), deadline)
-    challenge = unix.receive_exactly(sock, auth.CHALLENGE_BYTES, deadline)
-    unix.send_all(sock, shake.proof(challenge), deadline)
-    assert unix.receive_exactly(sock, 1, deadline) == auth.OK
+    blocking.send_all(sock, shake.hello(), deadline)
+    challenge = blocking.receive_exactly(sock, auth.CHALLENGE_BYTES, deadline)
+    blocking.send_all(sock, shake.proof(challenge), deadline)
+    assert blocking.receive_exactly(sock, 1, deadline) == auth.OK
     return sock
 
 
