@@ -111,9 +111,7 @@ class Guest:
     def start(self, command: list[str], deadline_s: float, **env: str) -> Job:
         """Hand over a command without waiting for its end."""
         self._count += 1
-        job = Job(
-            str(self._count), self.directory / str(self._count), deadline_s, time.monotonic()
-        )
+        job = Job(str(self._count), self.directory / str(self._count), deadline_s, time.monotonic())
         job.folder.mkdir()
         # not the interpreter's real path: its place says which packages it has
         path = f"{Path(sys.executable).parent}:{_PATH}"
