@@ -18,11 +18,12 @@ class Pair:
         self.geometry = geometry
         self.server_bell, self.client_bell = world.bell(), world.bell()
         self.listener = world.listener(self.server_bell)
+        self.address = world.reach("ew0", self.listener.address())
         self.client, self.server = self.join()
 
     def join(self, worker="aw0", incarnation=1, bell=None):
         connector = self.world.connector(bell or self.client_bell, worker, incarnation)
-        client = connector.connect("ew0", 1, self.listener.address(), self.geometry)
+        client = connector.connect("ew0", 1, self.address, self.geometry)
         server = until(self.server_bell, lambda: first(self.listener.accepted()))
         return self.world.made(client), self.world.made(server)
 

@@ -1,7 +1,8 @@
 """The other side of a conformance test: a worker that serves, or one that asks.
 
-As a script it is a process of its own over shm: `peer.py serve DIR MODE` prints the address it
-listens at; `peer.py ask ADDRESS` posts one request and prints `posted`. Both then run until killed.
+As a module it is a process of its own: `KIND serve DIRECTORY MODE` prints the address it listens
+at; `KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and prints `posted`. Both then run until
+killed.
 """
 
 from __future__ import annotations
@@ -40,26 +41,32 @@ def serve(listener, bell, mode, running=lambda: True):
         channel.close()
 
 
-def main(argv):
-    from tarragon_hpc.transport.base import Geometry
-    from tarragon_hpc.transport.bell import ProcessDoorbell
-    from tarragon_hpc.transport.shm import ShmConnector, ShmListener
+def ask(connector, address, geometry):
+    """Connect to ew0 and post `hello`."""
+    channel = connector.connect("ew0", 1, address, geometry)
+    slot = channel.acquire()
+    channel.request(slot)[:5] = b"hello"
+    channel.post(slot, 5)
+    return channel
 
-    bell = ProcessDoorbell()
-    if argv[0] == "serve":
-        listener = ShmListener(argv[1], "ew0", 1, SECRET, bell)
+
+def main(kind, what, directory, *args):
+    from tarragon_hpc.transport.base import Geometry
+    from tests.conformance.worlds import WORLDS
+
+    world = WORLDS[kind](directory)
+    bell = world.bell()
+    if what == "serve":
+        listener = world.listener(bell)
         print(json.dumps(listener.address()), flush=True)
-        serve(listener, bell, argv[2])
+        serve(listener, bell, *args)
     else:
-        connector = ShmConnector("aw9", 1, SECRET, bell)
-        channel = connector.connect("ew0", 1, json.loads(argv[1]), Geometry(2, 256, 256))
-        slot = channel.acquire()
-        channel.request(slot)[:5] = b"hello"
-        channel.post(slot, 5)
+        address, geometry = map(json.loads, args)
+        channel = ask(world.connector(bell, "aw9"), address, Geometry(*geometry))
         print("posted", flush=True)
         while channel.lost is None:
             bell.wait(bell.value(), 1.0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -184,8 +184,9 @@ def test_both_directions_at_once_under_load(world):
     # The same two workers also talk the other way round, over channels of their own.
     back_bell = [world.bell(), world.bell()]
     listener = world.listener(back_bell[0], "ew1")
+    address = world.reach("ew1", listener.address())
     client = world.made(
-        world.connector(back_bell[1], "aw1").connect("ew1", 1, listener.address(), pair.geometry)
+        world.connector(back_bell[1], "aw1").connect("ew1", 1, address, pair.geometry)
     )
     server = until(back_bell[0], lambda: first(listener.accepted()))
     world.made(server)
