@@ -27,18 +27,30 @@ class Pair:
         server = until(self.server_bell, lambda: first(self.listener.accepted()))
         return self.world.made(client), self.world.made(server)
 
+    def take(self):
+        """The next request at the server."""
+        return until(self.server_bell, self.server.poll)
+
+    def got(self, slot):
+        """The reply in a slot of the client."""
+        return until(self.client_bell, lambda: self.client.reply(slot))
+
+    def settle(self, owed=0):
+        """Wait until the client is owed no more than so many replies."""
+        until(self.client_bell, lambda: self.client.owed() <= owed)
+
 
 def first(items):
     return items[0] if items else None
 
 
-def until(bell, condition):
-    """The condition's value once it has one, looking again whenever the bell rings."""
-    end = time.monotonic() + SOON
+def until(bell, condition, seconds=SOON):
+    """The condition's value once it is not None or False, looking again whenever the bell rings."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         seen = bell.value()
         value = condition()
-        if value:
+        if value is not None and value is not False:
             return value
         bell.wait(seen, end - time.monotonic())
     raise AssertionError("it did not happen")

@@ -1,8 +1,8 @@
 """The other side of a conformance test: a worker that serves, or one that asks.
 
-As a module it is a process of its own: `KIND serve DIRECTORY MODE` prints the address it listens
-at; `KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and prints `posted`. Both then run until
-killed.
+As a module it is a process of its own: `KIND serve DIRECTORY MODE INCARNATION` prints the address it
+listens at; `KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and prints `posted`. Both then
+run until killed, or until they have left.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ def reply_to(data):
 
 
 def serve(listener, bell, mode, running=lambda: True):
-    """Answer all requests: `echo` all, `once` only the first of each channel, `mute` none."""
+    """Answer all requests: `echo` all, `once` only the first of each channel, `mute` none; `leave`
+    at the first, without an answer."""
     channels = {}
-    while running():
+    left = False
+    while running() and not left:
         seen = bell.value()
         for channel in listener.accepted():
             channels[channel] = 0
         for channel in [*channels]:
             while (request := channel.poll()) is not None:
                 channels[channel] += 1
-                if mode == "mute" or (mode == "once" and channels[channel] > 1):
+                left = mode == "leave"
+                if left or mode == "mute" or (mode == "once" and channels[channel] > 1):
                     continue
                 answer = reply_to(request.data)
                 channel.reply(request.slot)[: len(answer)] = answer
@@ -39,6 +42,7 @@ def serve(listener, bell, mode, running=lambda: True):
         bell.wait(seen, 0.2)
     for channel in channels:
         channel.close()
+    listener.close()
 
 
 def ask(connector, address, geometry):
@@ -57,9 +61,10 @@ def main(kind, what, directory, *args):
     world = WORLDS[kind](directory)
     bell = world.bell()
     if what == "serve":
-        listener = world.listener(bell)
+        mode, incarnation = args
+        listener = world.listener(bell, incarnation=int(incarnation))
         print(json.dumps(listener.address()), flush=True)
-        serve(listener, bell, *args)
+        serve(listener, bell, mode)
     else:
         address, geometry = map(json.loads, args)
         channel = ask(world.connector(bell, "aw9"), address, Geometry(*geometry))

@@ -22,9 +22,9 @@ class World:
     """Makes doorbells, listeners and connectors, closes what it made, and sees threads end.
 
     A world has `bell()`, `listener(bell, worker, incarnation, secret)`, `connector(…)` likewise,
-    `nowhere()` (an address where nobody listens), `serving_peer(mode)` (a worker `ew0` that serves
-    as `peer.serve` says: it and its address) and `asking_peer(address, geometry)` (a worker `aw9`
-    that has posted `hello`). A peer can `kill`, `stop` and `go_on`.
+    `nowhere()` (an address where nobody listens), `serving_peer(mode, incarnation)` (a worker `ew0`
+    that serves as `peer.serve` says: it and its address) and `asking_peer(address, geometry)` (a
+    worker `aw9` that has posted `hello`). A peer can `kill`, `stop` and `go_on`.
     """
 
     name: str  # of the transport: the id of its test cases
@@ -33,11 +33,13 @@ class World:
     death_seen_s = 0.05
     # Whether a stopped process seems to live: its network card answers for it.
     stopped_peers_answer_probes = False
-    # Whether there is a link to break: `cut(worker)`: it breaks, and both ends can tell;
-    # `silence(worker)`: it takes and swallows everything; `heal(worker)`: as before.
+    # Whether there are links to break: `cut(worker)`: they break, and both ends can tell;
+    # `silence(worker)`: they take everything and bring nothing; `heal(worker)`: as before, and a
+    # connection that has outlived a silence gets what was on its way.
     has_network = False
+    one_link = False  # whether all workers share it
     cut_seen_s = 1.0  # when both ends of a cut link know
-    silent_loss_s = 1.0  # when both ends of a silent link know
+    silent_loss_s = 1.0  # when both ends of a silent one know; `listener` and `connector` are told
 
     def __init__(self, directory):
         self.directory = directory
@@ -69,8 +71,8 @@ class ProcessWorld(World):
     def bell(self):
         return self.made(ProcessDoorbell())
 
-    def serving_peer(self, mode):
-        self.peers.append(ProcessPeer(self.name, "serve", self.directory, mode))
+    def serving_peer(self, mode, incarnation=1):
+        self.peers.append(ProcessPeer(self.name, "serve", self.directory, mode, str(incarnation)))
         return self.peers[-1], self.reach("ew0", json.loads(self.peers[-1].line()))
 
     def asking_peer(self, address, geometry):

@@ -18,10 +18,12 @@ class InprocWorld(World):
     name = "inproc"
     native = False
     died = "killed"
+    has_network = True
 
     def __init__(self, directory):
         super().__init__(directory)
         self.network = InprocNetwork()
+        self._timers = {}
 
     def bell(self):
         return InprocDoorbell()
@@ -35,9 +37,25 @@ class InprocWorld(World):
     def nowhere(self):
         return {"kind": "inproc", "name": "nobody"}
 
-    def serving_peer(self, mode):
+    def cut(self, worker):
+        self.network.cut(worker)
+
+    def silence(self, worker):
+        """Time does not pass in the network itself, so it is told when somebody gives up."""
+        self.network.silence(worker)
+        self._timers[worker] = threading.Timer(
+            self.silent_loss_s * 0.75, self.network.cut, [worker, "silent"]
+        )
+        self._timers[worker].start()
+
+    def heal(self, worker):
+        if worker in self._timers:
+            self._timers.pop(worker).cancel()
+        self.network.heal(worker)
+
+    def serving_peer(self, mode, incarnation=1):
         bell = self.bell()
-        listener = self.listener(bell)
+        listener = self.listener(bell, incarnation=incarnation)
         target = lambda running: peer.serve(listener, bell, mode, running)  # noqa: E731
         self.peers.append(ThreadPeer(self.network, target, "ew0"))
         return self.peers[-1], listener.address()
