@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -11,11 +12,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tarragon_hpc import native
 from tarragon_hpc.datapath.combine import from_float32
 from tarragon_hpc.datapath.ert import ERT
 from tarragon_hpc.datapath.refe import Refe
-from tarragon_hpc.datapath.report import Clearance, Failover, Suspicion
+from tarragon_hpc.datapath.report import OVERDUE, SILENT, Clearance, Failover, Suspicion
 from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.wire.common import Peer
 from tests.netns.echo_ew import EXPERTS, HIDDEN, SECRET, SILENT_LOSS_S, TOP_K
@@ -46,16 +46,16 @@ class Ew:
 class Aw:
     """A REFE that is kept busy. Every expert has both EWs, half of them ew0 first."""
 
-    def __init__(self, ews):
+    def __init__(self, ews, incarnation):
         from tarragon_hpc.transport.tcp import TcpConnector
 
         self.ews = ews
         self.bell = ProcessDoorbell()
         self.reports = []
-        connector = TcpConnector("aw0", 1, SECRET, self.bell, silent_loss_s=SILENT_LOSS_S)
+        connector = TcpConnector("aw0", incarnation, SECRET, self.bell, silent_loss_s=SILENT_LOSS_S)
         self.refe = Refe(
             worker="aw0",
-            incarnation=1,
+            incarnation=incarnation,
             connector=connector,
             bell=self.bell,
             experts=EXPERTS,
@@ -119,34 +119,27 @@ def hosts(make_hosts):
     return make_hosts(*NAMES)
 
 
+@pytest.fixture(scope="module")
+def ews(hosts):
+    """The processes that serve, by name."""
+    running = {name: Ew(hosts, name) for name in NAMES}
+    yield running
+    for ew in running.values():
+        ew.close()
+
+
 @pytest.fixture
-def world(hosts):
-    ews = {name: Ew(hosts, name) for name in NAMES}
-    aw = Aw(ews)
+def world(ews, hosts, incarnations=itertools.count(1)):  # noqa: B008
+    aw = Aw(ews, next(incarnations))
     try:
         assert aw.table() == {}
         aw.calls(0.3)
         aw.longest_s = 0.0
         yield aw
     finally:
-        aw.close()
-        for ew in ews.values():
-            ew.close()
         for name in NAMES:
             hosts.heal(name)
-
-
-def test_a_killed_ew_is_masked_and_its_successor_used(world, hosts):
-    world.ews["ew1"].process.kill()
-    world.calls(5, lambda: world.told(Suspicion, "ew1"))
-    world.calls(0.3)
-    assert world.refe.down().keys() == {"ew1"}
-    world.ews["ew1"].close()
-    world.ews["ew1"] = Ew(hosts, "ew1", 2)
-    world.table()
-    world.calls(PATIENCE_S, world.serves("ew1"))
-    assert world.refe.down() == {}
-    assert world.longest_s < 2.0
+        aw.close()
 
 
 FAULTS = {
@@ -164,16 +157,16 @@ def test_an_ew_out_of_reach_is_masked_and_used_again_once_it_is_back(world, host
     FAULTS[fault](hosts)
     world.calls(5, lambda: world.told(Failover, "ew1"))
     world.calls(lasts_s)
-    assert ("ew1" in world.refe.down()) or not world.told(Clearance, "ew1")
+    assert (world.refe.down().keys() == {"ew1"}) == (lasts_s > SILENT_LOSS_S)
+    assert not world.told(Clearance, "ew1")
     assert world.longest_s < 2.0
     (first, *_) = world.told(Failover, "ew1")
-    assert first.how == "silent"
+    assert first.how in (SILENT, OVERDUE)
     assert first.answered - first.detected < 1.0
     hosts.heal("ew1")
     world.calls(PATIENCE_S, world.serves("ew1"))
     assert world.refe.down() == {}
-    assert not world.told(Suspicion, "ew0")
-    assert {report.incarnation for report in world.reports} == {1}
+    assert {report.peer for report in world.reports if isinstance(report, Failover)} == {"ew1"}
 
 
 def test_loss_of_packets_costs_time_and_nothing_else(world, hosts):
@@ -182,6 +175,17 @@ def test_loss_of_packets_costs_time_and_nothing_else(world, hosts):
     hosts.heal("ew1")
     world.calls(PATIENCE_S, world.serves("ew1"))
     assert world.refe.down() == {}
-    assert not world.told(Suspicion, "ew0")
     assert world.longest_s < 2.0
-    assert native.reason is None
+
+
+def test_a_killed_ew_is_masked_and_its_successor_used(world, hosts):
+    world.ews["ew1"].process.kill()
+    world.calls(5, lambda: world.told(Suspicion, "ew1"))
+    world.calls(0.3)
+    assert world.refe.down().keys() == {"ew1"}
+    world.ews["ew1"].close()
+    world.ews["ew1"] = Ew(hosts, "ew1", 2)
+    world.table()
+    world.calls(PATIENCE_S, world.serves("ew1"))
+    assert world.refe.down() == {}
+    assert world.longest_s < 2.0

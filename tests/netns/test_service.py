@@ -128,8 +128,7 @@ def test_an_attention_worker_that_stays_silent_loses_its_place(people, hosts):
         people.until(lambda _: people.since(mark, "worker lost"))
         assert time.monotonic() - cut < GRACE_S + 5
         hosts.heal("aw1")
-        people.whole()
     (lost,) = people.since(mark, "worker lost")
     assert lost["worker"] == "aw1"
     assert all(line["restored"] > 0 for line in people.since(mark, "request resumed"))
-    people.check()
+    people.until(lambda _: people.worker("aw1")["incarnation"] == 2)
