@@ -7,6 +7,7 @@ from tarragon_hpc.transport.faulty import Faults
 from tests.conformance import peer
 from tests.conformance.world_inproc import InprocWorld
 from tests.conformance.world_shm import ShmWorld
+from tests.conformance.world_tcp import TcpWorld
 
 
 def struck(kind, faults):
@@ -39,3 +40,4 @@ def struck(kind, faults):
 
 FaultyInproc = struck(InprocWorld, FaultPlan())
 FaultyShm = struck(ShmWorld, FaultPlan())
+FaultyTcp = struck(TcpWorld, FaultPlan())

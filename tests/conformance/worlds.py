@@ -8,9 +8,10 @@ PLAIN: the transports themselves; WORLDS: also in the wrapper that makes faults,
 
 from __future__ import annotations
 
-from tests.conformance.world_faulty import FaultyInproc, FaultyShm
+from tests.conformance.world_faulty import FaultyInproc, FaultyShm, FaultyTcp
 from tests.conformance.world_inproc import InprocWorld
 from tests.conformance.world_shm import ShmWorld
+from tests.conformance.world_tcp import TcpWorld
 
-PLAIN = {world.name: world for world in (InprocWorld, ShmWorld)}
-WORLDS = PLAIN | {world.name: world for world in (FaultyInproc, FaultyShm)}
+PLAIN = {world.name: world for world in (InprocWorld, ShmWorld, TcpWorld)}
+WORLDS = PLAIN | {world.name: world for world in (FaultyInproc, FaultyShm, FaultyTcp)}
