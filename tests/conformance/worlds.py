@@ -7,6 +7,8 @@ can run it says so (the RDMA guest runs this suite with `-k rdma`).
 from __future__ import annotations
 
 from tests.conformance.world_inproc import InprocWorld
+from tests.conformance.world_rdma import RdmaWorld
 from tests.conformance.world_shm import ShmWorld
 
-WORLDS = {world.name: world for world in (InprocWorld, ShmWorld)}
+_ALL = (InprocWorld, ShmWorld, *([RdmaWorld] if RdmaWorld.possible() else []))
+WORLDS = {world.name: world for world in _ALL}
