@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.cluster.control import ControlServer
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
-from tarragon_hpc.cluster.local import LocalLauncher
+from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
 from tarragon_hpc.cluster.places import Places
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
@@ -91,6 +91,7 @@ async def assemble(
     placement = place(model.experts, config.experts, model.expert_bytes)
     replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
     rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
+    check_prefixes(config.cluster.prefix)
     gpus = usable_gpus()
     specs = plan_workers(config, usable_cpus(), gpus)
     places = Places(config, specs, gpus)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tarragon_hpc.config import Config
+    from tarragon_hpc.config import Config, DetectionConfig
     from tarragon_hpc.wire.common import Message
 
 # Exit statuses of a worker that ends itself here (after sysexits.h). The head names them.
@@ -61,13 +61,21 @@ class WorkerContext:
     shares_cpus: bool = False
 
 
+def lease_s(detection: DetectionConfig) -> float:
+    """How long a worker may serve that is cut off from its head: until that gives its place away.
+
+    A head that is stopped is not a reason to leave, as long as its host answers.
+    """
+    return detection.heartbeat_ms * detection.heartbeat_misses / 1000 + detection.stopped_grace_s
+
+
 class WorkerLink:
     """Registers this worker with the head, keeps telling it that it lives, carries messages.
 
     `on_message` and `stats` are called in the control thread and must not block. `Fence` never
     reaches `on_message`: the process ends at once (EXIT_FENCED). Losing the head ends the process
-    too (EXIT_HEAD_LOST), and so does an exception in the control thread (EXIT_BUG): a worker that
-    nobody can reach must not go on serving.
+    too (EXIT_HEAD_LOST), also if its host is silent for `lease_s`, and so does an exception in the
+    control thread (EXIT_BUG): a worker that nobody can reach must not go on serving.
     """
 
     def __init__(
@@ -180,7 +188,11 @@ class WorkerLink:
 
     async def _beat(self, connection: Connection[ToWorker]) -> None:
         context = self._context
+        lease = lease_s(context.config.detection)
         while True:
             await asyncio.sleep(context.config.detection.heartbeat_ms / 1000)
+            if connection.unheard_s() > lease:
+                log.error("the head's host has been silent for %.1f s; exiting", lease)
+                os._exit(EXIT_HEAD_LOST)
             if connection.backlog < _QUIET_ABOVE_BYTES:
                 connection.send(Heartbeat(context.worker, context.incarnation, self._stats()))

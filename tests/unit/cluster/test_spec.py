@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_stores_have_no_place_of_their_own():
         assert store.env == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         assert "--cpus" not in store.command(Incarnation(store.worker, 1), Path("/r"), 9, 7)
     assert [s.env["CUDA_VISIBLE_DEVICES"] for s in specs[:2]] == ["4", "5"]
+
+
+def test_a_worker_has_the_prefix_of_its_own_or_of_its_role():
+    prefixes = {"ew0": ["ip", "netns", "exec", "n1"], "ew": ["nice"], "cs": ["nice", "-n", "5"]}
+    wanted = config(1, 2, cluster={"prefix": prefixes}, checkpoint={"stores": 1})
+    specs = {s.worker: s for s in plan_workers(wanted, [0], [])}
+    assert {name: list(s.prefix) for name, s in specs.items()} == {
+        "aw0": [],
+        "ew0": prefixes["ew0"],
+        "ew1": prefixes["ew"],
+        "cs0": prefixes["cs"],
+    }
+    plain = replace(specs["ew0"], prefix=())
+    arguments = Incarnation("ew0", 1), Path("/r"), 9, 7
+    assert specs["ew0"].command(*arguments) == [*prefixes["ew0"], *plain.command(*arguments)]
 
 
 def test_aws_that_share_a_gpu_must_fit_on_it():
