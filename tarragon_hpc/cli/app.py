@@ -55,11 +55,11 @@ def options(
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
+def doctor(root: Root = None, json: Json = False) -> None:
     """Report what this machine can run: native module, vLLM, GPUs, verbs, Slurm."""
     from tarragon_hpc.cli.doctor import as_json, examine, show
 
-    findings = examine()
+    findings = examine(root=str(root) if root else None)
     if json:
         print(as_json(findings))
     else:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tarragon_hpc import __version__, native
+from tarragon_hpc.cli.doctor_files import run_root
+from tarragon_hpc.config.schema import ClusterConfig, RunConfig
 
 ENGINE = "0.32"
 _SLURM = ("sbatch", "srun", "squeue", "scancel")
@@ -52,7 +54,7 @@ class Finding:
     detail: str
 
 
-def examine(sysfs: Path = Path("/sys")) -> dict[str, Finding]:
+def examine(sysfs: Path = Path("/sys"), root: str | None = None) -> dict[str, Finding]:
     """Everything `doctor` reports, in order of display."""
     torch = _probe(_TORCH_PROBE)
     return {
@@ -64,6 +66,7 @@ def examine(sysfs: Path = Path("/sys")) -> dict[str, Finding]:
         "verbs": _verbs(_probe(_VERBS_PROBE), sysfs),
         "slurm": _slurm(),
         "shm": _shm(),
+        "run.root": Finding(*run_root(root or RunConfig().root, ClusterConfig().backend)),
         "cpu": _cpu(),
     }
 

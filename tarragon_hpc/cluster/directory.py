@@ -28,6 +28,9 @@ TEMPORARY = "."
 """
 
 
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
 class Directory:
     """A directory, by its absolute path. Everything raises OSError; nothing is retried.
 
@@ -81,7 +84,7 @@ class Directory:
         files has it on disk anyway when `rename` returns.
         """
         temporary = self.path / f"{TEMPORARY}{name}.{secrets.token_hex(6)}"
-        self._create(temporary, data, sync=True)
+        self._create(temporary, data)
         try:
             self.count["rename"] += 1
             os.replace(temporary, self.path / name)
@@ -94,25 +97,27 @@ class Directory:
     def claim(self, name: str, text: str) -> bool:
         """Create a file that nobody else has created; whether it was this call that did.
 
-        `text` is for people who wonder who it was; it may be missing if the claimant died.
+        `text` is for people who wonder who it was; on a full disk it is missing.
         """
+        self.count["create"] += 1
         try:
-            self._create(self.path / name, text.encode(), sync=False)
+            fd = os.open(self.path / name, _CREATE, 0o600)
         except FileExistsError:
             return False
+        with contextlib.suppress(OSError), open(fd, "wb", buffering=0) as file:
+            file.write(text.encode())
         return True
 
-    def _create(self, path: Path, data: bytes, *, sync: bool) -> None:
+    def _create(self, path: Path, data: bytes) -> None:
         self.count["create"] += 1
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, _CREATE, 0o600)
         try:
             with open(fd, "wb", buffering=0) as file:
                 rest = memoryview(data)
                 while rest:
                     rest = rest[file.write(rest) :]
-                if sync:
-                    self.count["sync"] += 1
-                    os.fsync(fd)
+                self.count["sync"] += 1
+                os.fsync(fd)
         except OSError:
             self._discard(path)
             raise
