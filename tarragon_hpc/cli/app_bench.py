@@ -174,3 +174,21 @@ def bench_restore(
         json, model, points=read_points(points), repeats=repeats, seed=seed, png=png,
         overrides=read_overrides(overrides),
     )  # fmt: skip
+
+
+@bench_app.command("rendezvous")
+def bench_rendezvous(
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: 1000.")] = None,
+    early: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share that begins before the head; default: 0.1."),
+    ] = None,
+    directory: Annotated[
+        str | None, typer.Option(help="On the filesystem to measure; default: a temporary one.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Many simulated workers through one run directory: filesystem operations and time."""
+    from tarragon_hpc.cli.bench import bench
+
+    bench("rendezvous", json, workers=workers, early=early, directory=directory)

@@ -18,16 +18,17 @@ from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
 from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
 from tarragon_hpc.cluster.places import Places
+from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
-    HeadRecord,
     create_run,
     create_runtime_dir,
     run_secret,
     write_head,
 )
 from tarragon_hpc.cluster.reporter import Reporter
+from tarragon_hpc.cluster.roster import explain
 from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
@@ -95,9 +96,10 @@ async def assemble(
     gpus = usable_gpus()
     specs = plan_workers(config, usable_cpus(), gpus)
     places = Places(config, specs, gpus)
-    # Both are bound below: what they are made of refers to them.
+    # These are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
     info: RunInfo
+    head: HeadRecord
 
     def status() -> dict[str, Any]:
         return full_status(info, orchestrator, sessions)
@@ -150,6 +152,7 @@ async def assemble(
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
         prepare=places.prepare,
+        explain=lambda absent: explain(path, head, absent),
     )
     metrics.expose_stats(lambda: _statistics(orchestrator))
 
@@ -167,7 +170,7 @@ async def assemble(
     port = await control.start(control_host)
     stack.push_async_callback(control.close)
     await stack.enter_async_context(http)
-    write_head(
+    head = write_head(
         path,
         HeadRecord(
             run=info.run,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
-    HeadRecord,
     is_runtime_dir,
     read_head,
     run_secret,
@@ -33,6 +32,7 @@ from tarragon_hpc.wire.to_head import Note, ScaleRun, StatusQuery, StopRun
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from tarragon_hpc.cluster.records import HeadRecord
     from tarragon_hpc.wire.common import Message
 
 _ANSWER_S = 10.0

@@ -34,6 +34,8 @@ CHALLENGE_BYTES = NONCE + MAC
 PROOF_BYTES = MAC
 OK = b"\x01"
 
+_SECRET_FILE_BYTES = 1024
+
 
 def new_secret() -> bytes:
     """A fresh secret for a run."""
@@ -45,19 +47,22 @@ def write_secret(path: Path, secret: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(secret.hex().encode())
+        file.flush()
+        os.fsync(fd)
 
 
 def read_secret(path: Path) -> bytes:
     """Read a secret; refuses a file that others could read."""
     try:
-        mode = path.stat().st_mode
-        text = path.read_text()
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_SECRET_FILE_BYTES)
     except OSError as error:
         raise ConfigError(str(path), error.strerror or "cannot be read") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(str(path), "holds a secret and must have mode 0600")
     try:
-        return bytes.fromhex(text.strip())
+        return bytes.fromhex(text.decode().strip())
     except ValueError:
         raise ConfigError(str(path), "does not hold a secret") from None
 

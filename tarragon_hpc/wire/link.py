@@ -23,7 +23,7 @@ from tarragon_hpc.wire.to_head import Heartbeat, Register
 from tarragon_hpc.wire.to_worker import Fence, ToWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tarragon_hpc.config import Config, DetectionConfig
@@ -45,9 +45,10 @@ log = logging.getLogger(__name__)
 class WorkerContext:
     """What a worker process knows when its role's `main(context)` is called.
 
-    `runtime_dir` is on this node, private to the user and short enough for Unix sockets; the head
-    removes it at the end of the run. `cpus` has been applied to the process already; None: unbound.
-    `shares_cpus`: AWs and EWs compute on the same ones.
+    `runtime_dir` is on this node, private to the user and short enough for Unix sockets; it is
+    removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
+    `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
+    before the head is called, with the address that it will be given.
     """
 
     worker: str
@@ -59,6 +60,7 @@ class WorkerContext:
     runtime_dir: Path
     cpus: tuple[int, ...] | None
     shares_cpus: bool = False
+    publish: Callable[[Mapping[str, str]], None] = lambda address: None
 
 
 def lease_s(detection: DetectionConfig) -> float:
@@ -141,6 +143,7 @@ class WorkerLink:
 
     async def _serve(self) -> None:
         context = self._context
+        context.publish(self._address)
         try:
             self._connection = await connect(*context.head, context.secret, worker_decoder())
         except TarragonError as error:
