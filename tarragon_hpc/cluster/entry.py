@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.lifeline import die_with, hold
 from tarragon_hpc.cluster.rendezvous import CONFIG, read_head, run_secret
 from tarragon_hpc.config import load_config
@@ -75,16 +76,18 @@ def make_context(
 ) -> WorkerContext:
     """Gather what the run directory says. Raises ConfigError or ClusterError."""
     head = read_head(run_dir)
+    config = load_config(run_dir / CONFIG)
     return WorkerContext(
         worker=worker,
         incarnation=incarnation,
-        config=load_config(run_dir / CONFIG),
+        config=config,
         run_dir=run_dir,
         secret=run_secret(run_dir),
         head=(head.control_host, head.control_port),
         runtime_dir=Path(head.runtime_dir),
         cpus=cpus,
         shares_cpus=shares_cpus,
+        tls=run_tls(run_dir, required=True) if config.cluster.tls else None,
     )
 
 

@@ -23,6 +23,7 @@ from tarragon_hpc.wire.to_head import Heartbeat, Register
 from tarragon_hpc.wire.to_worker import Fence, ToWorker
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from pathlib import Path
 
@@ -47,7 +48,7 @@ class WorkerContext:
 
     `runtime_dir` is on this node, private to the user and short enough for Unix sockets; the head
     removes it at the end of the run. `cpus` has been applied to the process already; None: unbound.
-    `shares_cpus`: AWs and EWs compute on the same ones.
+    `shares_cpus`: AWs and EWs compute on the same ones. `tls`: of the control connection.
     """
 
     worker: str
@@ -59,6 +60,7 @@ class WorkerContext:
     runtime_dir: Path
     cpus: tuple[int, ...] | None
     shares_cpus: bool = False
+    tls: ssl.SSLContext | None = None
 
 
 class WorkerLink:
@@ -134,7 +136,9 @@ class WorkerLink:
     async def _serve(self) -> None:
         context = self._context
         try:
-            self._connection = await connect(*context.head, context.secret, worker_decoder())
+            self._connection = await connect(
+                *context.head, context.secret, worker_decoder(), context=context.tls
+            )
         except TarragonError as error:
             log.error("cannot join the run: %s", error)
             os._exit(EXIT_HEAD_LOST)
