@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
@@ -33,6 +34,7 @@ from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
+from tarragon_hpc.gateway.tls import server_context
 from tarragon_hpc.models.describe import describe as describe_model
 from tarragon_hpc.observe.metrics import HeadMetrics
 from tarragon_hpc.observe.timeline import Timeline
@@ -124,6 +126,7 @@ async def assemble(
     # Unless told otherwise all workers and clients are on this machine.
     control_host = data_address(config.transport.interface, LOOPBACK)
     check(config.transport)
+    tls = server_context(config.gateway)
     door = listen(config.gateway.host, config.gateway.port)
     stack.callback(door.close)
 
@@ -156,8 +159,9 @@ async def assemble(
     )
     metrics.expose_stats(lambda: _statistics(orchestrator))
 
-    http = HttpServer(app, door)
-    info = RunInfo(path.name, path, gateway_url(config.gateway.host, http.port))
+    http = HttpServer(app, door, tls=tls)
+    endpoint = gateway_url(config.gateway.host, http.port, secure=tls is not None)
+    info = RunInfo(path.name, path, endpoint)
     control = ControlServer(
         run_secret(path),
         workers=orchestrator,
@@ -166,6 +170,7 @@ async def assemble(
         stop=stop,
         note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
+        tls=issue(path) if config.cluster.tls else None,
     )
     port = await control.start(control_host)
     stack.push_async_callback(control.close)
@@ -201,10 +206,11 @@ def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -
     return status
 
 
-def gateway_url(host: str, port: int) -> str:
+def gateway_url(host: str, port: int, *, secure: bool = False) -> str:
     """The address to give to clients; a wildcard listens on every name of this host."""
     name = _own_name() if host in ("0.0.0.0", "::", "") else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}/v1"
 
 
 def _own_name() -> str:

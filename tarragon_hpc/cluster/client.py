@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
@@ -159,6 +160,7 @@ async def _reach(run_dir: Path) -> Connection[ToClient] | None:
             secret,
             client_decoder(),
             timeout_s=_ANSWER_S,
+            context=run_tls(run_dir),
         )
     except AuthError:
         return None  # the port belongs to somebody else by now

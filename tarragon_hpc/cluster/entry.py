@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tarragon_hpc.cluster import joining
+from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.cluster.lifeline import die_with, hold
 from tarragon_hpc.cluster.node_dir import socket_directory
@@ -101,6 +102,7 @@ def make_context(
         cpus=cpus,
         shares_cpus=shares_cpus,
         publish=functools.partial(joining.publish, run, who, found.nonce),
+        tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
     )
 
 

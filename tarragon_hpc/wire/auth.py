@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAGIC = b"TARRAGN1"
+SECRET = 32
 NONCE = 32
 MAC = 32
 HELLO_BYTES = len(MAGIC) + NONCE
@@ -34,12 +35,10 @@ CHALLENGE_BYTES = NONCE + MAC
 PROOF_BYTES = MAC
 OK = b"\x01"
 
-_SECRET_FILE_BYTES = 1024
-
 
 def new_secret() -> bytes:
     """A fresh secret for a run."""
-    return secrets.token_bytes(32)
+    return secrets.token_bytes(SECRET)
 
 
 def write_secret(path: Path, secret: bytes) -> None:
@@ -56,15 +55,18 @@ def read_secret(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            text = file.read(_SECRET_FILE_BYTES)
+            text = file.read(4 * SECRET)
     except OSError as error:
         raise ConfigError(str(path), error.strerror or "cannot be read") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(str(path), "holds a secret and must have mode 0600")
     try:
-        return bytes.fromhex(text.decode().strip())
+        secret = bytes.fromhex(text.decode("ascii").strip())
     except ValueError:
-        raise ConfigError(str(path), "does not hold a secret") from None
+        secret = b""
+    if len(secret) != SECRET:  # an empty one, of a file cut short, would open every door
+        raise ConfigError(str(path), "does not hold a secret")
+    return secret
 
 
 def session_key(secret: bytes, purpose: bytes, nonce_c: bytes, nonce_s: bytes) -> bytes:
