@@ -186,7 +186,7 @@ class RdmaLink:
             if not self._open:
                 return False
             before = self.answered
-            heard = self._poll()
+            heard = self.busy and self._poll()
             while self._backlog and self._under_way < self._depth and self._failure is None:
                 self._send(*self._backlog.popleft())
             silent_s = self._silence.look(self.busy, heard, now)
@@ -233,12 +233,12 @@ class RdmaLink:
         self._under_way += 1
 
     def _poll(self) -> bool:
+        """Whether anything has been completed."""
         found = self._completions.poll()
-        failed = first_failure(found)
-        if failed is not None:
-            self._failure = self._failure or failed.text
-            return True
         for done in found:
+            if done.kind != "ok":
+                self._failure = self._failure or first_failure(found).text
+                break
             if done.wr_id == _MESSAGE:
                 self._under_way -= 1
             else:
