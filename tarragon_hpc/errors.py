@@ -9,6 +9,7 @@ TarragonError
 ├── Unavailable            the service cannot take a request, or lost it: HTTP 503 at the gateway
 ├── TransportError         the data plane; handled by the REFE and the expert server
 │   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
+│   │   └── ConnectRefused         it could, and does not take the connection
 │   ├── PeerLost               a peer died or was cut off while something was owed (expected!)
 │   ├── DeadlineExceeded       a peer is alive but did not answer in time
 │   ├── DispatchRefused        a peer answered that it cannot compute what it was sent
@@ -72,6 +73,10 @@ class TransportError(TarragonError):
 
 class ConnectFailed(TransportError):
     """A peer could not be reached, or the handshake failed."""
+
+
+class ConnectRefused(ConnectFailed):
+    """The peer is there and does not take the connection: another way to it leads no further."""
 
 
 class PeerLost(TransportError):

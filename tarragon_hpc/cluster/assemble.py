@@ -43,6 +43,8 @@ from tarragon_hpc.orchestrator.policy import Policy
 from tarragon_hpc.orchestrator.rules import Rules, rules_for
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
+from tarragon_hpc.transport.auto import check
+from tarragon_hpc.transport.interfaces import LOOPBACK, data_address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
     from tarragon_hpc.config import Config
     from tarragon_hpc.wire.to_head import Note
 
-_CONTROL_HOST = "127.0.0.1"  # all workers and clients are on this machine
 # About so much is loaded before an EW says what it holds by then.
 _LOAD_BYTES = 1 << 30
 
@@ -117,6 +118,9 @@ async def assemble(
     app = create_app(
         sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
     )
+    # Unless told otherwise all workers and clients are on this machine.
+    control_host = data_address(config.transport.interface, LOOPBACK)
+    check(config.transport)
     door = listen(config.gateway.host, config.gateway.port)
     stack.callback(door.close)
 
@@ -159,7 +163,7 @@ async def assemble(
         note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
     )
-    port = await control.start(_CONTROL_HOST)
+    port = await control.start(control_host)
     stack.push_async_callback(control.close)
     await stack.enter_async_context(http)
     write_head(
@@ -168,7 +172,7 @@ async def assemble(
             run=info.run,
             pid=os.getpid(),
             host=socket.gethostname(),
-            control_host=_CONTROL_HOST,
+            control_host=control_host,
             control_port=port,
             endpoint=info.endpoint,
             runtime_dir=str(runtime_dir),

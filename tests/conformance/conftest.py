@@ -7,10 +7,11 @@ import pytest
 from tests.conformance import peer
 from tests.conformance.pairs import Pair
 from tests.conformance.traits import cases
-from tests.conformance.worlds import WORLDS
+from tests.conformance.world_faulty import struck
+from tests.conformance.worlds import PLAIN, WORLDS
 
 
-@pytest.fixture(params=cases())
+@pytest.fixture(params=cases(WORLDS))
 def world(request, tmp_path):
     made = WORLDS[request.param](str(tmp_path / "run"))
     yield made
@@ -26,3 +27,17 @@ def reply_to():
 @pytest.fixture
 def pair(world):
     return Pair(world)
+
+
+@pytest.fixture(params=cases(PLAIN))
+def faulty(request, tmp_path):
+    """Makes a world of each transport in which everybody has the faults of a plan."""
+    made = []
+
+    def make(plan):
+        made.append(struck(PLAIN[request.param], plan)(str(tmp_path / f"run{len(made)}")))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()

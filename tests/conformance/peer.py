@@ -1,6 +1,6 @@
 """The other side of a conformance test: a worker that serves, or one that asks.
 
-As a module it is a process of its own: `KIND serve DIRECTORY MODE INCARNATION` prints the address it
+As a module it is a process: `KIND serve DIRECTORY MODE INCARNATION` prints the address it
 listens at; `KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and prints `posted`. Both then
 run until killed, or until they have left.
 """

@@ -4,7 +4,8 @@ The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it
 `crash-again=ew1` (the same, from the second incarnation on), `crash-loading=ew1` (an exception
 after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM), `sleepless=aw0` (never sends a
 heartbeat after Ready), `unable=ew0` (cannot load anything more). AWs make one token every 5 ms, and
-say that all they run is protected while they know a store.
+say that all they run is protected while they know a store. They claim to be linked to the EWs by
+shm and to the CSs by tcp, for a reason.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import (
     Failed,
     Holding,
+    Linked,
     Ready,
     Refused,
     Resumed,
@@ -102,7 +104,11 @@ def main(context: WorkerContext) -> int:
             case Stores():
                 assert all(peer.address["where"] for peer in message.peers)
                 stores[:] = message.peers
+                for peer in message.peers:
+                    link.send(Linked(*me, peer.worker, peer.incarnation, "tcp", "shm: no socket"))
             case Table():
+                for peer in message.peers:
+                    link.send(Linked(*me, peer.worker, peer.incarnation, "shm"))
                 link.send(TableApplied(*me, message.epoch))
             case Submit() if draining is not None:
                 link.send(Failed(*me, [message.request], "it takes nothing new"))
