@@ -34,15 +34,15 @@ assert "torch" not in sys.modules
 EXPERTS, TOP_K, HIDDEN, ROWS = 8, 2, 256, 16
 RDMA = RdmaConfig()
 UNREACHABLE_S = 4.096e-6 * 2**RDMA.timeout * (RDMA.retries + 1)
-SLACK_S = 0.05
+SLACK_S = 0.05  # on a machine with nothing else to do: see `late_s`
 GONE = "process gone (connection closed)"
 FAILED = ("unreachable (RETRY_EXC_ERR)", "unreachable (LOC_QP_OP_ERR)")
-# What happens → transport of the other EW, what the loss may be put down to, how soon it is known.
+# What happens → transport of the other EW, what the loss may be put down to.
 CASES = {
-    "kill": ("rdma", (GONE,), SLACK_S),
-    "cut": ("shm", FAILED, UNREACHABLE_S + SLACK_S),
-    "silence": ("shm", FAILED, UNREACHABLE_S + SLACK_S),
-    "stop": ("rdma", (), None),  # its device answers probes: only its progress tells
+    "kill": ("rdma", (GONE,)),
+    "cut": ("shm", FAILED),
+    "silence": ("shm", FAILED),
+    "stop": ("rdma", ()),  # its device answers probes: only that it makes no progress tells
 }
 
 
@@ -116,6 +116,15 @@ class Batch:
         return self.out.tobytes() == self.hidden.tobytes()
 
 
+def late_s():
+    """By how much this machine, as busy as it is, oversleeps at worst."""
+    worst, end = 0.0, time.monotonic() + 0.3
+    while (begin := time.monotonic()) < end:
+        time.sleep(0.002)
+        worst = max(worst, time.monotonic() - begin - 0.002)
+    return worst
+
+
 def wire(what):
     subprocess.run(["sh", str(WIRE), what], check=True)
 
@@ -133,8 +142,8 @@ def run_case(case, victim, other):
     batch = Batch()
     right = [batch.combine(refe, batch.dispatch(refe)) for _ in range(20)]
     channel = refe.links.channels["ew0"]
-    lane = refe.stats.dispatches
 
+    allowed_s = UNREACHABLE_S + SLACK_S + late_s()
     os.kill(victim.pid, signal.SIGSTOP)
     ticket = batch.dispatch(refe)
     if case == "kill":
@@ -144,8 +153,8 @@ def run_case(case, victim, other):
     begin = time.monotonic()
     right.append(batch.combine(refe, ticket))
     answered_s = time.monotonic() - begin
-    _, reasons, limit_s = CASES[case]
-    while channel.lost is None and time.monotonic() < begin + (limit_s or UNREACHABLE_S) + 1:
+    _, reasons = CASES[case]
+    while channel.lost is None and time.monotonic() < begin + UNREACHABLE_S + 1:
         bell.wait(bell.value(), 0.001)
     lost_s = time.monotonic() - begin
     lost = channel.lost
@@ -159,9 +168,9 @@ def run_case(case, victim, other):
         for text, wrong in (
             (f"not connected: {down}", bool(down)),
             ("wrong sums", not all(right)),
-            ("answered only after the peer was given up", answered_s > (limit_s or SLACK_S * 4)),
+            (f"answered after {answered_s:.3f} s", reasons and answered_s > allowed_s),
             (f"lost: {lost}; expected: {reasons}", lost not in (reasons or (None,))),
-            (f"lost after {lost_s:.3f} s; allowed are {limit_s}", limit_s and lost_s > limit_s),
+            (f"lost after {lost_s:.3f} s", reasons and lost_s > allowed_s),
             ("no failover was told", not hows),
         )
         if wrong
@@ -173,8 +182,8 @@ def run_case(case, victim, other):
     refe.close()
     return {
         "case": case, "lost": lost, "lost_s": lost_s if lost else None, "answered_s": answered_s,
-        "after_s": after_s, "how": hows, "dispatches": lane, "unreachable_s": UNREACHABLE_S,
-        "problems": problems,
+        "after_s": after_s, "how": hows, "unreachable_s": UNREACHABLE_S,
+        "allowed_s": allowed_s, "problems": problems,
     }  # fmt: skip
 
 
