@@ -71,6 +71,7 @@ class RdmaLink:
         self._lock = threading.Lock()
         self._open = True
         self._failure: str | None = None
+        self._told = False  # and there is nothing more to look for
         self._under_way = self._probing = 0
         self._backlog: deque[tuple[int, int]] = deque()
         self._writes: list[_verbs.Write] = []
@@ -178,26 +179,27 @@ class RdmaLink:
     @property
     def busy(self) -> bool:
         """Whether there is anything to look for."""
-        return bool(self._under_way or self._probing or self._backlog)
+        return not self._told and bool(self._under_way or self._probing or self._backlog)
 
     def look(self, now: float) -> bool:
         """See what has been completed; True if more is to come. For the pump."""
         with self._lock:
-            if not self._open:
+            if not self._open or self._told:
                 return False
             before = self.answered
-            heard = self._poll()
+            heard = self.busy and self._poll()
             while self._backlog and self._under_way < self._depth and self._failure is None:
                 self._send(*self._backlog.popleft())
             silent_s = self._silence.look(self.busy, heard, now)
             if silent_s is not None and self._failure is None:
                 self._failure = f"silent for {silent_s:.1f} s"
             failure, answered = self._failure, self.answered > before
+            self._told = failure is not None
         if answered:
             self._on_answer()
         if failure is not None:
             self._on_lost(failure)
-        return self.busy and failure is None
+        return self.busy
 
     def drain(self, seconds: float) -> None:
         """Wait, at most so long, until what was posted has reached the peer."""
@@ -233,12 +235,12 @@ class RdmaLink:
         self._under_way += 1
 
     def _poll(self) -> bool:
+        """Whether anything has been completed."""
         found = self._completions.poll()
-        failed = first_failure(found)
-        if failed is not None:
-            self._failure = self._failure or failed.text
-            return True
         for done in found:
+            if done.kind != "ok":
+                self._failure = self._failure or first_failure(found).text
+                break
             if done.wr_id == _MESSAGE:
                 self._under_way -= 1
             else:

@@ -188,6 +188,9 @@ def test_a_failure_is_told_with_its_cause_and_ends_all_posting():
     rig.device.complete(PROBE, status=12)
     assert not rig.link.look(0.0)
     assert rig.lost == ["unreachable (RETRY_EXC_ERR)"]
+    assert not rig.link.busy  # or the pump would look for ever
+    assert not rig.link.look(0.1)
+    assert len(rig.lost) == 1
     before = len(rig.data.posted), len(rig.control.posted)
     rig.link.posted(1, 2, 1)
     rig.link.probe()
