@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc import native
 from tarragon_hpc.config.schema import BatchingConfig
 from tarragon_hpc.expert.server import ExpertServer
-from tarragon_hpc.models.spec import ExpertShape, ModelSpec
+from tarragon_hpc.models.spec import Dtype, ExpertShape, ModelSpec
 from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.shm import ShmListener
 
@@ -52,15 +52,17 @@ class EchoBank:
         return 0
 
 
-def echo_spec(experts: int, top_k: int, hidden: int) -> ModelSpec:
-    """A model of one bfloat16 MoE layer, as far as the expert server looks at it."""
+def echo_spec(
+    experts: int, top_k: int, hidden: int, *, dtype: Dtype = "bfloat16", layers: int = 1
+) -> ModelSpec:
+    """A model of some MoE layers, as far as the expert server looks at it."""
     return ModelSpec(
         path="",
         family="mixtral",
         architecture="echo",
-        dtype="bfloat16",
-        layers=1,
-        moe_layers=(0,),
+        dtype=dtype,
+        layers=layers,
+        moe_layers=tuple(range(layers)),
         experts=experts,
         top_k=top_k,
         shape=ExpertShape(hidden=hidden, ffn=1),
