@@ -15,6 +15,7 @@ from tarragon_hpc.transport.choice import AUTO, Side, choose, merge, take_apart
 from tarragon_hpc.transport.interfaces import KEY as INTERFACE_KEY
 from tarragon_hpc.transport.rdma_ports import Port, choose_port, find_ports
 from tarragon_hpc.transport.shm import ShmConnector, ShmListener
+from tarragon_hpc.transport.tcp import TcpConnector, TcpListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,8 +64,6 @@ def make_listener(
             return ShmListener(runtime_dir, *who)
         try:
             if kind == "tcp":
-                from tarragon_hpc.transport.tcp import TcpListener
-
                 return TcpListener(host, *who, silent_loss_s=silent_loss_s)
             port = _port(config.rdma)
             from tarragon_hpc.transport.rdma import RdmaListener
@@ -117,8 +116,6 @@ def make_connector(
     if config.kind in (AUTO, "shm"):
         ways["shm"] = ShmConnector(*who)
     if config.kind in (AUTO, "tcp"):
-        from tarragon_hpc.transport.tcp import TcpConnector
-
         ways["tcp"] = TcpConnector(*who, silent_loss_s=silent_loss_s)
     if config.kind == "rdma":
         fabric = add_rdma()
