@@ -12,8 +12,6 @@
 namespace {
 
 constexpr uint64_t kHeader = sizeof(TcpHeader);
-// So much is received, then other links get their turn.
-constexpr uint64_t kTurn = 4 << 20;
 // A farewell and the last replies travel on different connections: so long one waits for the other.
 constexpr int64_t kGrace = 20'000'000;
 // Signs of life that a peer may have asked for without reading them.
@@ -38,7 +36,7 @@ void TcpLink::on_data(uint32_t events) {
 }
 
 void TcpLink::receive() {
-    for (uint64_t turn = 0; turn < kTurn && !over_;) {
+    for (uint64_t turn = 0; turn < kTcpTurn && !over_;) {
         const bool in_header = received_ < kHeader;
         const uint64_t at = in_header ? received_ : received_ - kHeader;
         uint8_t *base = in_header ? reinterpret_cast<uint8_t *>(&header_)
