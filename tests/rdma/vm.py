@@ -69,7 +69,7 @@ class Guest:
         self._count = 0
         boot = prepare()
         self._line, theirs = socket.socketpair()
-        with theirs:
+        with theirs, (directory / "qemu").open("w") as errors:
             self._process = subprocess.Popen(
                 [
                     # its life hangs on ours, even if we are killed
@@ -89,7 +89,7 @@ class Guest:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=(directory / "qemu").open("w"),
+                stderr=errors,
             )
         try:
             ready = self._read(time.monotonic() + BOOT_S, "boot")
@@ -111,9 +111,7 @@ class Guest:
     def start(self, command: list[str], deadline_s: float, **env: str) -> Job:
         """Hand over a command without waiting for its end."""
         self._count += 1
-        job = Job(
-            str(self._count), self.directory / str(self._count), deadline_s, time.monotonic()
-        )
+        job = Job(str(self._count), self.directory / str(self._count), deadline_s, time.monotonic())
         job.folder.mkdir()
         # not the interpreter's real path: its place says which packages it has
         path = f"{Path(sys.executable).parent}:{_PATH}"
@@ -176,7 +174,7 @@ def _shared(name: str, path: Path, options: str = "") -> list[str]:
 
 
 def _card(here: Path, there: Path) -> list[str]:
-    """A network card whose frames go to `there` and come from `here`; its address follows `here`."""
+    """A network card that gets frames at `here` and sends them to `there`."""
     mac = f"52:54:00:00:00:{sum(os.fsencode(here)) % 256:02x}"
     ends = f"local.type=unix,local.path={here},remote.type=unix,remote.path={there}"
     device = f"virtio-net-pci,netdev=wire,mac={mac},host_mtu=4200"
