@@ -23,13 +23,14 @@ Overrides = Annotated[
 
 @bench_app.command("datapath")
 def bench_datapath(
+    transport: Annotated[str, typer.Option(help="shm, tcp or rdma.")] = "shm",
     rounds: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
     json: JsonFile = None,
 ) -> None:
-    """A call of expert_io against an echo EW, beside a raw shared-memory ping-pong."""
+    """A call of expert_io against an echo EW, beside a raw ping-pong over the same medium."""
     from tarragon_hpc.cli.bench import bench
 
-    bench("datapath", json, rounds=rounds)
+    bench("datapath", json, transport=transport, rounds=rounds)
 
 
 @bench_app.command("steady")
