@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.datapath.report import OVERDUE, SILENT, Clearance, Failover, Suspicion
 from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.wire.common import Peer
+from tests.netns import slow_wire
 from tests.netns.echo_ew import EXPERTS, HIDDEN, SECRET, SILENT_LOSS_S, TOP_K
 
 pytestmark = pytest.mark.native
@@ -25,14 +27,16 @@ pytestmark = pytest.mark.native
 NAMES = ("ew0", "ew1")
 ROWS = 24
 PATIENCE_S = 20.0
+DELAY_MS = 15
+_INCARNATIONS = itertools.count(1)
 
 
 class Ew:
     """An echo EW's process on its host."""
 
-    def __init__(self, hosts, name, incarnation=1):
+    def __init__(self, hosts, name, incarnation=1, address=None):
         command = [*hosts.prefix(name), sys.executable, "-m", "tests.netns.echo_ew"]
-        command += [name, str(incarnation), hosts.address(name)]
+        command += [name, str(incarnation), address or hosts.address(name)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         line = self.process.stdout.readline()
         assert line, f"{name} ended with status {self.process.wait()}"
@@ -129,8 +133,8 @@ def ews(hosts):
 
 
 @pytest.fixture
-def world(ews, hosts, incarnations=itertools.count(1)):  # noqa: B008
-    aw = Aw(ews, next(incarnations))
+def world(ews, hosts):
+    aw = Aw(ews, next(_INCARNATIONS))
     try:
         assert aw.table() == {}
         aw.calls(0.3)
@@ -176,6 +180,41 @@ def test_loss_of_packets_costs_time_and_nothing_else(world, hosts):
     world.calls(PATIENCE_S, world.serves("ew1"))
     assert world.refe.down() == {}
     assert world.longest_s < 2.0
+
+
+@pytest.fixture
+def slow_way(hosts):
+    """An address of ew1's host at the end of a wire that takes DELAY_MS each way."""
+    namespace, near, far = hosts.prefix("ew1")[-1], f"ts{os.getpid()}", "slow"
+    net = f"10.127.{os.getpid() // 64 % 256}"
+    first = os.getpid() % 64 * 4 + 1
+    command = [sys.executable, slow_wire.__file__, namespace, near, far, str(DELAY_MS)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as wire:
+        assert wire.stdout.readline() == b"up\n"
+        for ip, device, address in (
+            (["ip"], near, first),
+            (["ip", "-n", namespace], far, first + 1),
+        ):
+            subprocess.run(
+                [*ip, "address", "add", f"{net}.{address}/30", "dev", device], check=True
+            )
+            subprocess.run([*ip, "link", "set", device, "up"], check=True)
+        yield f"{net}.{first + 1}"
+        wire.stdin.close()
+
+
+def test_latency_costs_time_and_nothing_else(hosts, ews, slow_way):
+    far = Ew(hosts, "ew1", 1, slow_way)
+    aw = Aw({"ew0": ews["ew0"], "ew1": far}, next(_INCARNATIONS))
+    try:
+        assert aw.table() == {}
+        aw.calls(PATIENCE_S, aw.serves("ew1"))
+        assert aw.refe.stats.latency_s["ew1"] >= 2 * DELAY_MS / 1000
+        assert aw.refe.down() == {}
+        assert aw.longest_s < 2.0
+    finally:
+        aw.close()
+        far.close()
 
 
 def test_a_killed_ew_is_masked_and_its_successor_used(world, hosts):

@@ -14,7 +14,7 @@ from tarragon_hpc.bench.injection import is_whole
 from tests.e2e import oracle
 from tests.e2e.crowd import NEW_TOKENS, Crowd, start
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 WORKERS = ("aw0", "aw1", "ew0", "ew1", "cs0")
 # A worker that is cut off for longer loses its place (heartbeats: 5 x 100 ms before that).
