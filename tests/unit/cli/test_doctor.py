@@ -90,7 +90,7 @@ def test_every_finding_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_probe", lambda script: "not [here]")
     findings = doctor.examine()
     assert list(findings) == [
-        "tarragon", "native", "torch", "vllm", "gpu", "verbs", "slurm", "shm", "cpu",
+        "tarragon", "native", "torch", "vllm", "gpu", "verbs", "slurm", "shm", "run.root", "cpu",
     ]  # fmt: skip
     printed = json.loads(doctor.as_json(findings))
     assert printed["torch"] == {"present": False, "detail": "not [here]"}
