@@ -33,6 +33,8 @@ def run_root(
         path = local_path(root)
     except ConfigError as error:
         return False, str(error)
+    if path.exists() and not path.is_dir():
+        return False, f"{path}: is not a directory"
     there = next(p for p in (path, *path.parents) if p.is_dir())
     kind = filesystem(there, mountinfo.read_text())
     try:

@@ -66,6 +66,11 @@ def test_an_object_store_is_refused_as_at_a_start():
     assert detail.startswith("run.root: 's3://bucket/runs': s3 has no exclusive create")
 
 
+def test_a_file_is_no_place_for_runs(tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert run_root(f"{tmp_path}/file", "local") == (False, f"{tmp_path}/file: is not a directory")
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [("size=8k,ro", "Read-only file system"), ("size=8k", "No space left on device")],
