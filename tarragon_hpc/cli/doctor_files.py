@@ -32,6 +32,8 @@ def run_root(root: str, backend: str, mountinfo: Path = Path("/proc/self/mountin
         path = local_path(root)
     except ConfigError as error:
         return Finding(False, str(error))
+    if path.exists() and not path.is_dir():
+        return Finding(False, f"{path}: is not a directory")
     there = next(p for p in (path, *path.parents) if p.is_dir())
     kind = filesystem(there, mountinfo.read_text())
     try:

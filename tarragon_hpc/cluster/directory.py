@@ -80,8 +80,7 @@ class Directory:
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Put a file in place whole or not at all, mode 0600. A name is written once.
 
-        durable: it is still there after the crash of a machine whose own disk this is; a server of
-        files has it on disk anyway when `rename` returns.
+        durable: the name, too, outlives a crash of the machine that has the disk.
         """
         temporary = self.path / f"{TEMPORARY}{name}.{secrets.token_hex(6)}"
         self._create(temporary, data)

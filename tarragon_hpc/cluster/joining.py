@@ -29,7 +29,7 @@ from tarragon_hpc.cluster.rendezvous import (
 )
 from tarragon_hpc.config import load_config
 from tarragon_hpc.config.schema import ClusterConfig
-from tarragon_hpc.errors import Claimed, ClusterError
+from tarragon_hpc.errors import Claimed, ClusterError, RecordError
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.wire.auth import read_secret
 
@@ -153,8 +153,9 @@ def publish(run: Directory, who: Incarnation, nonce: str, address: Mapping[str, 
     workers = run.under(WORKERS)
     try:
         workers.write(f"{who}.json", encode(record), durable=False)
-    except OSError as error:
-        log.warning("%s/%s.json: cannot be written: %s", workers.path, who, said(error))
+    except (OSError, RecordError) as error:
+        why = said(error) if isinstance(error, OSError) else str(error)
+        log.warning("%s/%s.json: cannot be written: %s", workers.path, who, why)
 
 
 def _tell(state: tenacity.RetryCallState) -> None:

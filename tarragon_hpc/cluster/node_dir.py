@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import re
 import secrets
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"tarragon-([0-9a-f]{12})-([0-9a-f]{8})(?:\.[0-9a-f]{8}\.gone)?")
 _LOCK = "lock"
 _SWEPT = 64  # leftovers that one start looks at
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -64,9 +61,12 @@ def sweep(root: Path, boot: str) -> int:
 
     Those of another kernel stay: on a filesystem of several nodes somebody may live there.
     """
-    with os.scandir(root) as entries:
-        names = [m for m in (_NAME.fullmatch(entry.name) for entry in entries) if m is not None]
-    ours = [root / m[0] for m in names if m[2] == boot[:8]]
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return 0  # some sites let nobody list it
+    matches = (_NAME.fullmatch(name) for name in names)
+    ours = [root / m[0] for m in matches if m is not None and m[2] == boot[:8]]
     return sum(_remove_if_empty_of_life(path) for path in ours[:_SWEPT] if _is_private(path))
 
 
@@ -85,33 +85,40 @@ def _enter(path: Path) -> int:
         private_directory(str(path))
         if not _is_private(path):
             raise ConfigError(str(path), "must be a directory of yours with mode 0700")
-        try:
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # just removed by the last one of before
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if os.path.samestat(os.fstat(lock), os.stat(path / _LOCK)):
-                return lock
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            os.close(lock)
-            raise ConfigError(str(path), f"has no file locks: {error.strerror}") from None
-        os.close(lock)
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = _open_lock(path)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if _is_lock_of(lock, path):
+                    stack.pop_all()
+                    return lock
+            except FileNotFoundError:
+                pass  # just removed by the last one of before
+            except OSError as error:
+                raise ConfigError(str(path), f"cannot be locked: {error.strerror}") from None
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_lock_of(lock: int, path: Path) -> bool:
+    """Whether the directory is still the one that had this lock."""
+    return os.path.samestat(os.fstat(lock), os.stat(path / _LOCK))
 
 
 def _remove_if_empty_of_life(path: Path) -> bool:
     try:
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = _open_lock(path)
     except OSError:
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_lock_of(lock, path):
+            return False
         # Moved away first: who comes now makes a new one.
         gone = path.with_name(f"{path.name.partition('.')[0]}.{secrets.token_hex(4)}.gone")
-        if not os.path.samestat(os.fstat(lock), os.stat(path / _LOCK)):
-            return False
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     except OSError:
