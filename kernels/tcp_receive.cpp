@@ -172,20 +172,22 @@ bool TcpLink::silent() const {
 
 int64_t TcpLink::on_time(int64_t now_ns) {
     std::lock_guard lock(receiving_lock_);
-    if (!over_ && !end_ns_ && silent()) {
-        // It may be this process that was stopped, with the answers unread.
-        read_control();
+    const bool late = end_ns_ && now_ns >= end_ns_;
+    if (!over_ && (late || silent())) {
+        // It may be this process that was held up, with everything there.
+        if (!control_end_)
+            read_control();
         if (!over_ && !data_end_)
             receive();
-        if (!over_ && !end_ns_ && silent()) {
-            char text[40];
-            snprintf(text, sizeof text, "silent for %.1f s",
-                     1e-9 * static_cast<double>(monotonic_ns() - heard_ns_.load()));
-            lose(text);
-        }
     }
-    if (!over_ && end_ns_ && now_ns >= end_ns_)
+    if (!over_ && late)
         lose(tcp_reason(data_end_, control_end_));
+    if (!over_ && !end_ns_ && silent()) {
+        char text[40];
+        snprintf(text, sizeof text, "silent for %.1f s",
+                 1e-9 * static_cast<double>(monotonic_ns() - heard_ns_.load()));
+        lose(text);
+    }
     if (over_)
         return 0;
     if (end_ns_)
