@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ def show(findings: dict[str, Finding]) -> None:
 
 def as_json(findings: dict[str, Finding]) -> str:
     """The findings as one JSON object."""
-    return json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=2)
+    return json.dumps({name: finding._asdict() for name, finding in findings.items()}, indent=2)
 
 
 def _native() -> Finding:
