@@ -31,6 +31,7 @@ from tarragon_hpc.config import load_config
 from tarragon_hpc.config.schema import ClusterConfig
 from tarragon_hpc.errors import Claimed, ClusterError, RecordError
 from tarragon_hpc.ids import parse_worker_id
+from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.wire.auth import read_secret
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def publish(run: Directory, who: Incarnation, nonce: str, address: Mapping[str, 
         worker=who.worker,
         incarnation=who.number,
         host=socket.gethostname(),
-        boot_id=node.boot_id(),
+        boot_id=boot_id(),
         interfaces=node.interfaces(),
         address=dict(address),
         pid=os.getpid(),

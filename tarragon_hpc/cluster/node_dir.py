@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.cluster import node
 from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.transport.unix import private_directory
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def socket_directory(head: HeadRecord) -> Iterator[Path]:
 
     Raises ConfigError if somebody else's directory is in the way.
     """
-    own = node.boot_id()
+    own = boot_id()
     theirs = Path(head.runtime_dir)
     if head.boot_id == own and _is_private(theirs):
         yield theirs

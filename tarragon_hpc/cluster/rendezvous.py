@@ -38,6 +38,7 @@ from tarragon_hpc.cluster.records import MAX_BYTES, HeadRecord, decode, encode
 from tarragon_hpc.cluster.root import local_path
 from tarragon_hpc.config import dump_config
 from tarragon_hpc.errors import ClusterError, ConfigError, RecordError, UserError
+from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.wire.auth import new_secret, read_secret, write_secret
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def write_head(run_dir: Path, record: HeadRecord) -> HeadRecord:
             interfaces=record.interfaces or node.interfaces(),
             nonce=run_nonce(run_secret(run_dir)),
             incarnation=number,
-            boot_id=record.boot_id or node.boot_id(),
+            boot_id=record.boot_id or boot_id(),
         )
         run.write(f"head.{number}.json", encode(whole))
     except OSError as error:

@@ -22,6 +22,7 @@ from tarragon_hpc.cluster.rendezvous import create_run, read_head, write_head
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import Claimed, ClusterError, ConfigError
 from tarragon_hpc.ids import Incarnation
+from tarragon_hpc.transport.interfaces import boot_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +121,7 @@ def test_a_record_says_who_and_where(run_with_head: Path, monkeypatch):
         worker="ew0",
         incarnation=1,
         host=socket.gethostname(),
-        boot_id=node.boot_id(),
+        boot_id=boot_id(),
         interfaces=node.interfaces(),
         address={"kind": "tcp"},
         pid=os.getpid(),

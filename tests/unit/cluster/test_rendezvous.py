@@ -25,6 +25,7 @@ from tarragon_hpc.cluster.rendezvous import (
 )
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError, ConfigError, UserError
+from tarragon_hpc.transport.interfaces import boot_id
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_head_is_found_by_its_record_and_the_newest_counts(run_dir: Path):
     assert read_head(run_dir) == first
     nonce = run_nonce(run_secret(run_dir))
     assert run_dir.name.endswith(nonce[:6])
-    assert (first.nonce, first.incarnation, first.boot_id) == (nonce, 1, node.boot_id())
+    assert (first.nonce, first.incarnation, first.boot_id) == (nonce, 1, boot_id())
     assert first.interfaces == node.interfaces()
     second = write_head(run_dir, RECORD)
     assert second.incarnation == 2
