@@ -42,6 +42,7 @@ def ucx_round_trip(
     }[kind]
     if port is not None:
         environment["UCX_NET_DEVICES"] = f"{port.device}:{port.port}"
+        environment["UCX_IB_GID_INDEX"] = "auto" if port.gid_index is None else str(port.gid_index)
     options = ["-t", "ucp_am_lat", "-s", str(nbytes), "-n", str(calls), "-w", str(calls // 5)]
     try:
         printed = _run(UCX, [*options, "-f", "-v"], cpus, environment)
@@ -117,8 +118,8 @@ def _run(
             if client.returncode == 0:
                 return client.stdout
             if time.monotonic() - began > _START_S:
-                why = (client.stderr or client.stdout).strip()[-200:]
-                raise ValueError(f"ended with status {client.returncode}: {why}")
+                said = (client.stderr or client.stdout).strip().rpartition("\n")[2]
+                raise ValueError(f"ended with status {client.returncode}: {said[-200:]}")
             time.sleep(0.1)
     finally:
         server.kill()

@@ -165,7 +165,7 @@ def serve(options: dict[str, Any]) -> Callable[[], None]:
     if "port" in options:
         sock = socket.create_connection((HOST, options["port"]))
         _in_thread(native.module.tcp_pingpong_serve, sock.fileno())
-        return sock.close  # the other end has closed by then
+        return lambda: sock.shutdown(socket.SHUT_RDWR)
     return lambda: None
 
 
