@@ -23,13 +23,14 @@ Overrides = Annotated[
 
 @bench_app.command("datapath")
 def bench_datapath(
+    transport: Annotated[str, typer.Option(help="shm, tcp or rdma.")] = "shm",
     rounds: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
     json: JsonFile = None,
 ) -> None:
-    """A call of expert_io against an echo EW, beside a raw shared-memory ping-pong."""
+    """A call of expert_io against an echo EW, beside a raw ping-pong over the same medium."""
     from tarragon_hpc.cli.bench import bench
 
-    bench("datapath", json, rounds=rounds)
+    bench("datapath", json, transport=transport, rounds=rounds)
 
 
 @bench_app.command("steady")
@@ -174,3 +175,21 @@ def bench_restore(
         json, model, points=read_points(points), repeats=repeats, seed=seed, png=png,
         overrides=read_overrides(overrides),
     )  # fmt: skip
+
+
+@bench_app.command("rendezvous")
+def bench_rendezvous(
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: 1000.")] = None,
+    early: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share that begins before the head; default: 0.1."),
+    ] = None,
+    directory: Annotated[
+        str | None, typer.Option(help="On the filesystem to measure; default: a temporary one.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Many simulated workers through one run directory: filesystem operations and time."""
+    from tarragon_hpc.cli.bench import bench
+
+    bench("rendezvous", json, workers=workers, early=early, directory=directory)

@@ -163,13 +163,26 @@ class GatewayConfig(Section):
     tls_certificate: str | None = Field(
         None, min_length=1, description="PEM file (chain included); the endpoint is https then"
     )
-    tls_key: str | None = Field(None, min_length=1, description="PEM file, not encrypted")
+    tls_key: str | None = Field(
+        None,
+        min_length=1,
+        description="PEM file, not encrypted; with tls_certificate or not at all",
+    )
     failover_timeout_s: float = Field(
         60, gt=0, description="longest wait of a request whose AW was lost for another one"
     )
     resume_s: float = Field(
         30, ge=0, description="how long a resumable stream goes on without its client"
     )
+
+    @field_validator("tls_key")
+    @classmethod
+    def _both_or_neither(cls, value: str | None, info: ValidationInfo) -> str | None:
+        certificate = info.data.get("tls_certificate", value)
+        if (certificate is None) != (value is None):
+            other = "is not set" if certificate is None else f"is {certificate!r}"
+            raise ValueError(f"gateway.tls_certificate {other}; https needs both, http neither")
+        return value
 
 
 class RdmaConfig(Section):

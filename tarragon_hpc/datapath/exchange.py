@@ -219,7 +219,7 @@ class Exchange:
         """Whether the reply is the one that is owed, with its rows; else that is a failure."""
         try:
             header = wire.unpack_reply_header(reply)
-            problem = inflight.stale(owed, header)
+            problem = inflight.stale(owed, ticket.layer, header)
         except FrameError as error:
             problem = str(error)
         if problem is not None:

@@ -23,7 +23,8 @@ from tarragon_hpc.wire.to_head import Heartbeat, Register
 from tarragon_hpc.wire.to_worker import Fence, ToWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import ssl
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tarragon_hpc.config import Config, DetectionConfig
@@ -45,9 +46,11 @@ log = logging.getLogger(__name__)
 class WorkerContext:
     """What a worker process knows when its role's `main(context)` is called.
 
-    `runtime_dir` is on this node, private to the user and short enough for Unix sockets; the head
-    removes it at the end of the run. `cpus` has been applied to the process already; None: unbound.
-    `shares_cpus`: AWs and EWs compute on the same ones.
+    `runtime_dir` is on this node, private to the user and short enough for Unix sockets; it is
+    removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
+    `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
+    before the head is called, with the address that it will be given. `tls`: of the control
+    connection.
     """
 
     worker: str
@@ -59,6 +62,8 @@ class WorkerContext:
     runtime_dir: Path
     cpus: tuple[int, ...] | None
     shares_cpus: bool = False
+    publish: Callable[[Mapping[str, str]], None] = lambda address: None
+    tls: ssl.SSLContext | None = None
 
 
 def lease_s(detection: DetectionConfig) -> float:
@@ -141,8 +146,11 @@ class WorkerLink:
 
     async def _serve(self) -> None:
         context = self._context
+        context.publish(self._address)
         try:
-            self._connection = await connect(*context.head, context.secret, worker_decoder())
+            self._connection = await connect(
+                *context.head, context.secret, worker_decoder(), context=context.tls
+            )
         except TarragonError as error:
             log.error("cannot join the run: %s", error)
             os._exit(EXIT_HEAD_LOST)

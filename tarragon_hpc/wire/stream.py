@@ -6,13 +6,13 @@ A dead process is an EOF here, which is the control plane's fastest evidence (DE
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
+import ssl
 import struct
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
-from tarragon_hpc.wire import auth
+from tarragon_hpc.wire import auth, tls
 from tarragon_hpc.wire.codec import FrameDecoder, encode
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONTROL = b"control"
 HANDSHAKE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0
 _READ = 1 << 18
 # A peer whose host is silent: looked after if nothing is sent for so long, and so often; and how
 # long the head's kernel tries to deliver.
@@ -96,10 +97,15 @@ class Connection(Generic[M]):
                 yield message
 
     async def close(self) -> None:
-        """Flush what was sent, then close. Safe to call twice."""
+        """Flush what was sent, then close, if the peer lets us. Safe to call twice."""
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            self._writer.transport.abort()
+        except OSError:
+            pass
 
 
 def unheard_s(info: bytes) -> float:
@@ -112,12 +118,24 @@ def unheard_s(info: bytes) -> float:
 
 
 async def connect(
-    host: str, port: int, secret: bytes, decoder: FrameDecoder[M], *, timeout_s: float = 10.0
+    host: str,
+    port: int,
+    secret: bytes,
+    decoder: FrameDecoder[M],
+    *,
+    timeout_s: float = 10.0,
+    context: ssl.SSLContext | None = None,
 ) -> Connection[M]:
-    """Connect and authenticate. Raises ConnectFailed or AuthError."""
+    """Connect and authenticate; `context`: how to speak TLS, None: not at all.
+
+    Raises ConnectFailed or AuthError.
+    """
+    name = None if context is None else tls.NAME
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=name
+            )
             try:
                 shake = auth.ClientHandshake(secret, CONTROL)
                 writer.write(shake.hello())
@@ -127,8 +145,14 @@ async def connect(
             except BaseException:
                 writer.close()
                 raise
-    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-        raise ConnectFailed(f"{host}:{port}: {error or type(error).__name__}") from None
+    except ssl.SSLError as error:
+        raise tls.refusal(error) from None
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        other = "no TLS" if context else "TLS"
+        why = f"it hung up in the handshake, as one does that expects {other}"
+        raise ConnectFailed(f"{host}:{port}: {why}") from None
+    except (OSError, TimeoutError) as error:
+        raise ConnectFailed(f"{host}:{port}: {str(error) or type(error).__name__}") from None
     return Connection(reader, writer, decoder)
 
 
@@ -137,14 +161,23 @@ async def accept(
     writer: asyncio.StreamWriter,
     secret: bytes,
     decoder: FrameDecoder[M],
+    context: ssl.SSLContext | None = None,
 ) -> Connection[M]:
-    """Authenticate a connection that came in. Raises AuthError; the socket is then closed."""
+    """Authenticate a connection that came in, of which nothing has been read; `context`: in TLS.
+
+    Raises AuthError; the socket is then closed.
+    """
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            if context is not None:
+                await writer.start_tls(context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S)
             shake = auth.ServerHandshake(secret, CONTROL)
             writer.write(shake.challenge(await reader.readexactly(auth.HELLO_BYTES)))
             shake.verify(await reader.readexactly(auth.PROOF_BYTES))
             writer.write(auth.OK)
+    except ssl.SSLError as error:
+        writer.close()
+        raise tls.refusal(error) from None
     except (OSError, TimeoutError, asyncio.IncompleteReadError, AuthError, FrameError) as error:
         writer.close()
         raise AuthError(str(error) or type(error).__name__) from None

@@ -15,6 +15,7 @@ HOST = "127.0.0.1"
 class TcpWorld(ProcessWorld):
     name = "tcp"
     has_network = True
+    death_seen_s = 0.25  # the news passes through the relay's thread
     # A peer is asked after a quarter of it, and may take all of it to answer.
     _silent_loss_s = ProcessWorld.silent_loss_s * 0.6
 

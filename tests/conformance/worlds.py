@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from tests.conformance.world_faulty import FaultyInproc, FaultyShm, FaultyTcp
 from tests.conformance.world_inproc import InprocWorld
+from tests.conformance.world_rdma import RdmaWorld
 from tests.conformance.world_shm import ShmWorld
 from tests.conformance.world_tcp import TcpWorld
 
-PLAIN = {world.name: world for world in (InprocWorld, ShmWorld, TcpWorld)}
+_HERE = (InprocWorld, ShmWorld, TcpWorld, *([RdmaWorld] if RdmaWorld.possible() else ()))
+PLAIN = {world.name: world for world in _HERE}
 WORLDS = PLAIN | {world.name: world for world in (FaultyInproc, FaultyShm, FaultyTcp)}

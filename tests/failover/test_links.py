@@ -1,5 +1,5 @@
-"""Which transport joins whom, as AWs tell it: in the status while both ends are there, in the
-timeline if it is not the one to expect, and in the journal.
+"""Which transport joins whom, as AWs tell it: in the status while both ends are there, and in the
+timeline if it is not the one to expect. Where head and workers meet.
 """
 
 from __future__ import annotations
@@ -7,8 +7,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+
+import pytest
 
 from tarragon_hpc.cluster.client import query_status
+from tarragon_hpc.cluster.rendezvous import read_head
+from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.transport.interfaces import LOOPBACK, read_interfaces
 
 ALL = {"cs0": "tcp", "ew0": "shm", "ew1": "shm"}
 WHY = {"cs0": "shm: no socket"}
@@ -41,3 +47,37 @@ def test_the_status_tells_what_each_pair_uses(make_config, serving):
         assert links(ended) == [{}, {}]
 
     asyncio.run(scenario())
+
+
+def test_head_and_workers_meet_at_the_interface_that_is_set(make_config, serving):
+    async def scenario() -> None:
+        addresses = [a for i in read_interfaces() if i.up for a in i.addresses]
+        address = next((a for a in addresses if a != LOOPBACK), LOOPBACK)
+        async with serving(make_config(transport={"interface": address})) as service:
+            record = read_head(service.info.run_dir)
+            assert record.control_host == address
+            other = LOOPBACK if address != LOOPBACK else "127.0.0.2"
+            with pytest.raises(OSError):
+                socket.create_connection((other, record.control_port), timeout=5).close()
+            assert (await service.complete(3)).status_code == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("transport", "problem"),
+    [
+        ({"interface": "ib7"}, r"^transport\.interface: ib7: neither an interface, an address"),
+        ({"kind": "rdma", "rdma": {"device": "mlx7_7"}}, r"^transport\.kind: rdma: .*mlx7_7"),
+    ],
+)
+def test_what_this_node_does_not_have_is_told_before_there_is_a_run(
+    make_config, serving, transport, problem, tmp_path
+):
+    async def scenario() -> None:
+        with pytest.raises(ConfigError, match=problem):
+            async with serving(make_config(transport=transport)):
+                pass
+
+    asyncio.run(scenario())
+    assert not (tmp_path / "runs").exists()

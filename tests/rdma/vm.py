@@ -17,11 +17,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rdma.clock import kernel_argument
 from tests.rdma.prepare import PYVERBS, prepare
 
 ROOT = Path(__file__).parents[2]
 BOOT_S = 120.0  # 5 s on an idle machine
 _GRACE_S = 20.0
+_KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -69,7 +71,7 @@ class Guest:
         self._count = 0
         boot = prepare()
         self._line, theirs = socket.socketpair()
-        with theirs:
+        with theirs, (directory / "qemu").open("w") as errors:
             self._process = subprocess.Popen(
                 [
                     # its life hangs on ours, even if we are killed
@@ -78,7 +80,7 @@ class Guest:
                     *("-smp", str(cpus), "-m", str(memory_mib)),
                     *("-nodefaults", "-no-reboot", "-display", "none"),
                     *("-kernel", str(boot / "vmlinuz"), "-initrd", str(boot / "initrd")),
-                    *("-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"),
+                    *("-append", f"{_KERNEL} {kernel_argument()}"),
                     *("-serial", f"file:{self._console}"),
                     *("-chardev", f"socket,id=jobs,fd={theirs.fileno()}"),
                     *("-serial", "chardev:jobs"),
@@ -89,7 +91,7 @@ class Guest:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=(directory / "qemu").open("w"),
+                stderr=errors,
             )
         try:
             ready = self._read(time.monotonic() + BOOT_S, "boot")
@@ -174,7 +176,7 @@ def _shared(name: str, path: Path, options: str = "") -> list[str]:
 
 
 def _card(here: Path, there: Path) -> list[str]:
-    """A network card whose frames go to `there` and come from `here`; its address follows `here`."""
+    """A network card that gets frames at `here` and sends them to `there`."""
     mac = f"52:54:00:00:00:{sum(os.fsencode(here)) % 256:02x}"
     ends = f"local.type=unix,local.path={here},remote.type=unix,remote.path={there}"
     device = f"virtio-net-pci,netdev=wire,mac={mac},host_mtu=4200"
