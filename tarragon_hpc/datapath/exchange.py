@@ -117,6 +117,9 @@ class Exchange:
                 moved = True
                 continue
             slot = channel.acquire()
+            if slot is None and any(c.move_out(channel) for c in ticket.chunks.values()):
+                # What lay there waited for its chunk, and that perhaps for this very piece.
+                slot = channel.acquire()
             if slot is None:
                 rescue.queue.append((worker, piece))
                 continue
@@ -237,7 +240,7 @@ class Exchange:
         chunk = ticket.chunks[owed.chunk]
         ticket.inflight.withdraw(owed)
         if owed.piece is None:
-            chunk.held.append((owed.channel, owed.slot))
+            chunk.held[owed.part] = owed.channel, owed.slot
         else:
             assembly = chunk.assembly(owed.part)
             place(owed.piece, reply, assembly.buffer, self._row_bytes)

@@ -6,10 +6,9 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["ok", "unreachable", "flushed", "access", "not ready", "broken"]
 
-# Status → (name, kind). The path failed: retries used up, or the own port is down, which rxe tells
-# as LOC_QP_OP_ERR.
+# Status of a failure → (name, kind). The path failed: retries are used up, or this end's port is
+# down, which rxe calls LOC_QP_OP_ERR.
 _STATUS: dict[int, tuple[str, Kind]] = {
-    0: ("SUCCESS", "ok"),
     1: ("LOC_LEN_ERR", "broken"),
     2: ("LOC_QP_OP_ERR", "unreachable"),
     3: ("LOC_EEC_OP_ERR", "broken"),
@@ -33,8 +32,7 @@ _STATUS: dict[int, tuple[str, Kind]] = {
     21: ("GENERAL_ERR", "broken"),
 }
 
-_WORDS: dict[Kind, str] = {
-    "ok": "done",
+_WORDS = {
     "unreachable": "unreachable",
     "flushed": "the queue pair had failed before",
     "access": "the peer's memory may not be written",
@@ -58,12 +56,16 @@ class Completion(NamedTuple):
 
 def completion(qp_num: int, wr_id: int, status: int, vendor_error: int = 0) -> Completion:
     """Of a work completion's fields; a status unknown here is a failure too."""
+    if status == 0:
+        return Completion(qp_num, wr_id, "ok", "done")
     name, kind = _STATUS.get(status, (f"status {status}", "broken"))
-    code = f", vendor error {vendor_error:#x}" if vendor_error and kind != "ok" else ""
+    code = f", vendor error {vendor_error:#x}" if vendor_error else ""
     return Completion(qp_num, wr_id, kind, f"{_WORDS[kind]} ({name}{code})")
 
 
-def first_failure(completions: list[Completion]) -> Completion | None:
-    """The one that tells why; what was posted behind it was only flushed."""
+def first_failure(completions: list[Completion]) -> Completion:
+    """The one that tells why, of several with a failure among them; what was posted behind it was
+    only flushed.
+    """
     failures = [c for c in completions if c.kind != "ok"]
-    return next((c for c in failures if c.kind != "flushed"), failures[0] if failures else None)
+    return next((c for c in failures if c.kind != "flushed"), failures[0])

@@ -54,12 +54,14 @@ class RdmaLink:
         # A slot is used again only after its reply: at most `slots` messages are really under way,
         # and as many may be finished without anybody having looked.
         self._depth = 2 * slots
-        for what, wanted, limit in (
-            ("a slot with its control line", out_bytes + _CONTROL, device.max_message),
-            ("writes under way", 2 * self._depth, device.max_requests),
-        ):
-            if wanted > limit:
-                raise ConnectFailed(f"{what}: {wanted}; {device} allows {limit}")
+        self._piece = device.max_message
+        self._pieces = -(-(out_bytes + _CONTROL - _SEQUENCE) // self._piece)
+        requests = self._depth * (self._pieces + 1)
+        if requests > device.max_requests:
+            raise ConnectFailed(
+                f"{slots} slots of {out_bytes} bytes need {requests} writes under way; {device} "
+                f"allows {device.max_requests}, of {self._piece} bytes each"
+            )
         self.answered = 0
         self._port: OpenPort | None = port
         self._settings = settings
@@ -69,10 +71,12 @@ class RdmaLink:
         self._lock = threading.Lock()
         self._open = True
         self._failure: str | None = None
+        self._told = False  # and there is nothing more to look for
         self._under_way = self._probing = 0
         self._backlog: deque[tuple[int, int]] = deque()
         self._writes: list[_verbs.Write] = []
-        self._messages: list[_verbs.Write] = []
+        # By slot: its pieces, each chained to the one before it, the first to the sequence.
+        self._messages: list[list[_verbs.Write]] = []
         self._on_lost: Callable[[str], None] = lambda reason: None
         self._on_answer: Callable[[], None] = lambda: None
         self._made: list[_verbs.Memory | _verbs.CompletionQueue | _verbs.QueuePair] = []
@@ -81,9 +85,9 @@ class RdmaLink:
             self._made.append(self._out)
             self._in = device.register(inbound, remote=True)
             self._made.append(self._in)
-            self._completions = device.completion_queue(2 * self._depth + _PROBES)
+            self._completions = device.completion_queue(requests + _PROBES)
             self._made.append(self._completions)
-            self._data = device.queue_pair(self._completions, 2 * self._depth)
+            self._data = device.queue_pair(self._completions, requests)
             self._made.append(self._data)
             self._control = device.queue_pair(self._completions, _PROBES)
             self._made.append(self._control)
@@ -125,12 +129,18 @@ class RdmaLink:
             last = self._data.write(
                 _MESSAGE, (here, self._out.lkey), (there, peer.rkey), _SEQUENCE, inline=True
             )
-            here, there = here + _SEQUENCE, there + _SEQUENCE
-            message = self._data.write(
-                _REST, (here, self._out.lkey), (there, peer.rkey), 1, signalled=False, then=last
-            )
-            self._writes += [message, last]
-            self._messages.append(message)
+            chain = [last]
+            for piece in range(self._pieces):
+                start = _SEQUENCE + piece * self._piece
+                source = (here + start, self._out.lkey)
+                target = (there + start, peer.rkey)
+                chain.append(
+                    self._data.write(
+                        _REST, source, target, self._piece, signalled=False, then=chain[-1]
+                    )
+                )
+            self._writes += chain
+            self._messages.append(chain[1:])
         self._probe = self._control.write(_PROBE, (self._out.address, 0), (peer.ring, 0), 0)
         self._writes.append(self._probe)
 
@@ -169,26 +179,27 @@ class RdmaLink:
     @property
     def busy(self) -> bool:
         """Whether there is anything to look for."""
-        return bool(self._under_way or self._probing or self._backlog)
+        return not self._told and bool(self._under_way or self._probing or self._backlog)
 
     def look(self, now: float) -> bool:
         """See what has been completed; True if more is to come. For the pump."""
         with self._lock:
-            if not self._open:
+            if not self._open or self._told:
                 return False
             before = self.answered
-            heard = self._poll()
+            heard = self.busy and self._poll()
             while self._backlog and self._under_way < self._depth and self._failure is None:
                 self._send(*self._backlog.popleft())
             silent_s = self._silence.look(self.busy, heard, now)
             if silent_s is not None and self._failure is None:
                 self._failure = f"silent for {silent_s:.1f} s"
             failure, answered = self._failure, self.answered > before
+            self._told = failure is not None
         if answered:
             self._on_answer()
         if failure is not None:
             self._on_lost(failure)
-        return self.busy and failure is None
+        return self.busy
 
     def drain(self, seconds: float) -> None:
         """Wait, at most so long, until what was posted has reached the peer."""
@@ -214,18 +225,22 @@ class RdmaLink:
     # With the lock held.
 
     def _send(self, slot: int, nbytes: int) -> None:
-        message = self._messages[slot]
-        message.set_nbytes(_CONTROL - _SEQUENCE + nbytes)
-        self._failure = self._data.post(message)
+        rest = _CONTROL - _SEQUENCE + nbytes
+        for piece in self._messages[slot]:
+            piece.set_nbytes(min(rest, self._piece))
+            rest -= self._piece
+            if rest <= 0:
+                break
+        self._failure = self._data.post(piece)
         self._under_way += 1
 
     def _poll(self) -> bool:
+        """Whether anything has been completed."""
         found = self._completions.poll()
-        failed = first_failure(found)
-        if failed is not None:
-            self._failure = self._failure or failed.text
-            return True
         for done in found:
+            if done.kind != "ok":
+                self._failure = self._failure or first_failure(found).text
+                break
             if done.wr_id == _MESSAGE:
                 self._under_way -= 1
             else:

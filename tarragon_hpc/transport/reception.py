@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
@@ -124,7 +125,7 @@ class Reception:
         except OSError:
             return  # the client has gone again, or this listener has
         with self._lock:
-            if self.closed or len(self._joining) >= MAX_JOINING:
+            if self.closed or not self._make_room():
                 sock.close()
                 return
             thread = threading.Thread(
@@ -132,6 +133,16 @@ class Reception:
             )
             self._joining[thread] = sock
             thread.start()
+
+    def _make_room(self) -> bool:
+        """Under the lock: those that have waited longest go, as in `wire.strangers`."""
+        surplus = len(self._joining) + 1 - MAX_JOINING
+        if surplus > 0:
+            waiting = (sock for sock in self._joining.values() if sock is not None)
+            for sock in islice(waiting, surplus):
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        return surplus <= MAX_JOINING
 
     def _shake(self, sock: socket.socket) -> None:
         me = threading.current_thread()

@@ -38,8 +38,8 @@ lay)
 address add 10.77.0.1/24 dev v0
 address add 10.77.0.2/24 dev v1
 rule add pref 100 lookup local
-rule add pref 10 iif lo from 10.77.0.1 to 10.77.0.2 lookup 101
-rule add pref 11 iif lo from 10.77.0.2 to 10.77.0.1 lookup 102
+rule add pref 10 iif lo to 10.77.0.2 lookup 101
+rule add pref 11 iif lo to 10.77.0.1 lookup 102
 rule del pref 0
 END
   up
