@@ -7,6 +7,8 @@ void bind_datapath(nb::module_ &m);
 void bind_ffn(nb::module_ &m);
 void bind_kv_rows(nb::module_ &m);
 void bind_kv_store(nb::module_ &m);
+void bind_tcp(nb::module_ &m);
+void bind_tcp_pingpong(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // objects of a module's globals outlive the check at exit
@@ -15,4 +17,6 @@ NB_MODULE(_native, m) {
     bind_ffn(m);
     bind_kv_rows(m);
     bind_kv_store(m);
+    bind_tcp(m);
+    bind_tcp_pingpong(m);
 }

@@ -270,6 +270,48 @@ def pingpong_ask(
 def pingpong_stop(memory: Buffer) -> None:
     """End `pingpong_serve`."""
 
+# tcp_*.hpp, tcp_link.cpp, tcp_receive.cpp, tcp_pump.cpp: the TCP transport; no twin
+
+class TcpLink(Notifier):
+    """One end of a channel over two TCP connections; also its `slot_channel.Tie`.
+
+    outgoing, incoming: rings in memory of this process: what is posted in one is sent, what the
+    peer posts appears in the other. serves: requests come in, replies go out; or the reverse.
+    silent_loss_s: a peer that says nothing for so long, although asked, is lost.
+    One thread per process moves the bytes of all links; it never takes the GIL.
+    """
+
+    def __init__(
+        self,
+        outgoing: Buffer,
+        incoming: Buffer,
+        slots: int,
+        outgoing_bytes: int,
+        incoming_bytes: int,
+        serves: bool,
+        silent_loss_s: float,
+    ) -> None: ...
+    def start(self, data: int, control: int, slots: Slots, bell: Doorbell) -> None:
+        """Own these connected sockets from now on. Arrivals ring `bell`; a loss marks `slots` lost
+        and rings, once. Call it once. Raises OSError; the sockets are closed with the link then."""
+    def stop(self) -> None:
+        """Say farewell and close; nothing rings or is written any more. Safe to call twice."""
+    def probe(self) -> None: ...
+    @property
+    def answered(self) -> int: ...
+    def reason(self) -> str:
+        """Why the peer was lost, once the slots are."""
+
+# tcp_pingpong.cpp: the floor under the datapath over TCP, for bench/datapath.py; no twin
+
+def tcp_pingpong_serve(fd: int) -> None:
+    """Answer the round trips of `tcp_pingpong_ask` on a connected socket until the peer closes it;
+    blocks with the GIL released. The caller closes the socket. Raises OSError."""
+
+def tcp_pingpong_ask(fd: int, request_bytes: int, reply_bytes: int, count: int) -> list[int]:
+    """Nanoseconds of each of `count` round trips with these sizes, by blocking calls on a connected
+    socket (TCP_NODELAY is set). Raises OSError; ValueError above 4 GiB."""
+
 # ffn.cpp: the twin is ops/torch_bank.py
 
 class FfnBank:

@@ -9,6 +9,7 @@ TarragonError
 ├── Unavailable            the service cannot take a request, or lost it: HTTP 503 at the gateway
 ├── TransportError         the data plane; handled by the REFE and the expert server
 │   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
+│   │   └── ConnectRefused         it could, and does not take the connection
 │   ├── PeerLost               a peer died or was cut off while something was owed (expected!)
 │   ├── DeadlineExceeded       a peer is alive but did not answer in time
 │   ├── DispatchRefused        a peer answered that it cannot compute what it was sent
@@ -16,6 +17,8 @@ TarragonError
 ├── FrameError             bytes from a peer that are not a valid message; the connection is dropped
 ├── AuthError              a peer without the run's secret; the connection is dropped
 └── ClusterError           workers could not be started or supervised: exit status 3
+    ├── RecordError            a file of the run directory that is no whole record of its kind
+    └── Claimed                another process has this worker's incarnation: exit status 73
 
 Anything that is not in this tree is a bug: it ends the process, and the supervisor reports it.
 """
@@ -74,6 +77,10 @@ class ConnectFailed(TransportError):
     """A peer could not be reached, or the handshake failed."""
 
 
+class ConnectRefused(ConnectFailed):
+    """The peer is there and does not take the connection: another way to it leads no further."""
+
+
 class PeerLost(TransportError):
     """A peer died or was cut off. An expected outcome, not a surprise."""
 
@@ -122,3 +129,13 @@ class ClusterError(TarragonError):
     """Workers could not be started or supervised."""
 
     exit_status = 3
+
+
+class RecordError(ClusterError):
+    """A file of the run directory that is no whole record of its kind."""
+
+
+class Claimed(ClusterError):
+    """Another process has taken this incarnation of a worker; there must never be two."""
+
+    exit_status = 73  # EX_CANTCREAT of sysexits.h

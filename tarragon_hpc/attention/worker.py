@@ -24,17 +24,18 @@ from tarragon_hpc.datapath.health import Patience
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.models.describe import describe
+from tarragon_hpc.transport.auto import make_connector
 from tarragon_hpc.transport.bell import ProcessDoorbell
-from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerLink
-from tarragon_hpc.wire.to_head import Ready, Stopping
+from tarragon_hpc.wire.to_head import Linked, Ready, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tarragon_hpc.attention.engine import Engine
     from tarragon_hpc.models.spec import ModelSpec
+    from tarragon_hpc.transport.base import Connector
     from tarragon_hpc.wire.link import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ def main(context: WorkerContext) -> int:
             spec = describe(context.config.model.path, context.config.model.dtype)
             preload()
             mailbox.wait_for_welcome()
-            refe = closing.enter_context(_forwarding(context, spec, mailbox))
-            engine = _build(context, spec, refe, tracer)
+            refe = closing.enter_context(_forwarding(context, spec, mailbox, link))
+            engine = _build(context, spec, refe, tracer, link)
             mailbox.starting = False
         except Interrupted:
             mailbox.starting = False
@@ -93,7 +94,9 @@ def main(context: WorkerContext) -> int:
 
 
 @contextlib.contextmanager
-def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> Iterator[Refe]:
+def _forwarding(
+    context: WorkerContext, spec: ModelSpec, mailbox: Mailbox, link: WorkerLink
+) -> Iterator[Refe]:
     """The REFE, without any EW yet."""
     config = context.config
     detection = config.detection
@@ -101,7 +104,7 @@ def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> It
     refe = Refe(
         worker=context.worker,
         incarnation=context.incarnation,
-        connector=ShmConnector(context.worker, context.incarnation, context.secret, bell),
+        connector=_connector(context, bell, link),
         bell=bell,
         experts=spec.experts,
         top_k=spec.top_k,
@@ -129,7 +132,22 @@ def _forwarding(context: WorkerContext, spec: ModelSpec, mailbox: Mailbox) -> It
         bell.close()
 
 
-def _build(context: WorkerContext, spec: ModelSpec, refe: Refe, tracer: Tracer) -> Engine:
+def _connector(context: WorkerContext, bell: ProcessDoorbell, link: WorkerLink) -> Connector:
+    """The way out; the head is told which one it is to each peer."""
+    who = Incarnation(context.worker, context.incarnation)
+    return make_connector(
+        context.config.transport,
+        worker=context.worker,
+        incarnation=context.incarnation,
+        secret=context.secret,
+        bell=bell,
+        linked=lambda *found: link.send(Linked(*who, *found)),
+    )
+
+
+def _build(
+    context: WorkerContext, spec: ModelSpec, refe: Refe, tracer: Tracer, link: WorkerLink
+) -> Engine:
     """The engine; imports vLLM, which `preload` has prepared.
 
     Its rendezvous file goes where the head cleans up: vLLM leaves it behind when it is killed.
@@ -138,7 +156,7 @@ def _build(context: WorkerContext, spec: ModelSpec, refe: Refe, tracer: Tracer) 
 
     def connect(row_bytes: Sequence[int], allocate: Callable[[int], Any]) -> Courier:
         bell = ProcessDoorbell(0)  # nobody waits for the courier: no need to spin
-        connector = ShmConnector(context.worker, context.incarnation, context.secret, bell)
+        connector = _connector(context, bell, link)
         config = context.config.checkpoint
         courier = Courier(connector, bell, row_bytes, config, allocate=allocate)
         tracer.stores(courier)

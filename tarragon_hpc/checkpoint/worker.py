@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from tarragon_hpc import native
 from tarragon_hpc.checkpoint.server import StoreServer
 from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.transport.auto import make_listener
 from tarragon_hpc.transport.bell import ProcessDoorbell
-from tarragon_hpc.transport.shm import ShmListener
+from tarragon_hpc.transport.interfaces import data_address
 from tarragon_hpc.transport.turns import take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
@@ -81,8 +82,14 @@ class _Orders:
 def main(context: WorkerContext) -> int:
     """Run a CS to its end; returns its exit status. Raises UserError or ClusterError."""
     bell = ProcessDoorbell(spin_us=0)  # nobody waits for it but its own clients' next frames
-    listener = ShmListener(
-        str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
+    listener = make_listener(
+        context.config.transport,
+        runtime_dir=str(context.runtime_dir),
+        host=data_address(context.config.transport.interface, context.head[0]),
+        worker=context.worker,
+        incarnation=context.incarnation,
+        secret=context.secret,
+        bell=bell,
     )
     orders = _Orders()
     signal.signal(signal.SIGTERM, orders.on_signal)

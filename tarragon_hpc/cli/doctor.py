@@ -6,19 +6,25 @@ on a machine it was not built for it may end the process.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
-import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc import __version__, native
+from tarragon_hpc.cli.doctor_files import run_root
+from tarragon_hpc.cli.doctor_network import Network
+from tarragon_hpc.cli.finding import Finding, probe
+from tarragon_hpc.config.schema import ClusterConfig, RunConfig
+from tarragon_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
 
 ENGINE = "0.32"
 _SLURM = ("sbatch", "srun", "squeue", "scancel")
@@ -38,34 +44,34 @@ import json, vllm
 from vllm.platforms import current_platform
 print(json.dumps({"version": vllm.__version__, "platform": current_platform.device_type}))
 """
-_VERBS_PROBE = """
-import json, pyverbs.device as d
-print(json.dumps({"devices": [x.name.decode() for x in d.get_device_list()]}))
-"""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked for: there or not, and a line on what was found or why there is nothing."""
-
-    present: bool
-    detail: str
-
-
-def examine(sysfs: Path = Path("/sys")) -> dict[str, Finding]:
-    """Everything `doctor` reports, in order of display."""
-    torch = _probe(_TORCH_PROBE)
-    return {
-        "tarragon": Finding(True, f"{__version__}, Python {platform.python_version()}"),
-        "native": _native(),
-        "torch": _torch(torch),
-        "vllm": _vllm(_probe(_VLLM_PROBE)),
-        "gpu": _gpu(torch),
-        "verbs": _verbs(_probe(_VERBS_PROBE), sysfs),
-        "slurm": _slurm(),
-        "shm": _shm(),
-        "cpu": _cpu(),
+def examine(
+    wanted: Collection[str] = (), sysfs: Path = Path("/sys"), root: str | None = None
+) -> dict[str, Finding]:
+    """What `doctor` reports, in order of display: all, or what is wanted. Raises UserError."""
+    network = Network(sysfs)
+    torch = functools.cache(lambda: probe(_TORCH_PROBE))
+    looks: dict[str, Callable[[], Finding]] = {
+        "tarragon": lambda: Finding(True, f"{__version__}, Python {platform.python_version()}"),
+        "native": _native,
+        "torch": lambda: _torch(torch()),
+        "vllm": lambda: _vllm(probe(_VLLM_PROBE)),
+        "gpu": lambda: _gpu(torch()),
+        "rdma": network.rdma,
+        "verbs": network.verbs,
+        "transport": network.transport,
+        "memlock": network.memlock,
+        "network": network.interfaces,
+        "slurm": _slurm,
+        "shm": _shm,
+        "run.root": lambda: run_root(root or RunConfig().root, ClusterConfig().backend),
+        "cpu": _cpu,
     }
+    unknown = [name for name in wanted if name not in looks]
+    if unknown:
+        raise UserError(f"doctor: {unknown[0]}: not looked for; there are {', '.join(looks)}")
+    return {name: look() for name, look in looks.items() if not wanted or name in wanted}
 
 
 def show(findings: dict[str, Finding]) -> None:
@@ -85,24 +91,7 @@ def show(findings: dict[str, Finding]) -> None:
 
 def as_json(findings: dict[str, Finding]) -> str:
     """The findings as one JSON object."""
-    return json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=2)
-
-
-def _probe(script: str, timeout_s: float = 180) -> dict[str, Any] | str:
-    """The JSON a script prints last in a fresh interpreter, or one line on why it did not."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        return f"did not import within {timeout_s:.0f} s"
-    if done.returncode < 0:
-        return f"import ends the process ({signal.Signals(-done.returncode).name})"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [""]
-    if done.returncode:
-        return lines[-1][:300]
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    return json.dumps({name: finding._asdict() for name, finding in findings.items()}, indent=2)
 
 
 def _native() -> Finding:
@@ -147,22 +136,6 @@ def _gpu(found: dict[str, Any] | str) -> Finding:
     driver = shutil.which("nvidia-smi")
     there = "there is an NVIDIA driver, but this" if driver else "this"
     return Finding(False, f"{there} torch is built for CPU only")
-
-
-def _verbs(found: dict[str, Any] | str, sysfs: Path) -> Finding:
-    devices = sorted(p.name for p in (sysfs / "class" / "infiniband").glob("*"))
-    states = [f"{name} ({_port_state(sysfs, name)})" for name in devices]
-    library = found if isinstance(found, str) else f"pyverbs sees {len(found['devices'])}"
-    if not devices:
-        return Finding(False, f"no RDMA device in {sysfs}/class/infiniband; {library}")
-    usable = isinstance(found, dict) and bool(found["devices"])
-    return Finding(usable, f"{', '.join(states)}; {library}")
-
-
-def _port_state(sysfs: Path, device: str) -> str:
-    ports = sorted((sysfs / "class" / "infiniband" / device / "ports").glob("*/state"))
-    words = [p.read_text().strip().partition(": ")[2] or "?" for p in ports]
-    return ", ".join(words) or "no port"
 
 
 def _slurm() -> Finding:

@@ -17,18 +17,19 @@ from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
-from tarragon_hpc.cluster.local import LocalLauncher
+from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
 from tarragon_hpc.cluster.places import Places
+from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
-    HeadRecord,
     create_run,
     create_runtime_dir,
     run_secret,
     write_head,
 )
 from tarragon_hpc.cluster.reporter import Reporter
+from tarragon_hpc.cluster.roster import explain
 from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
@@ -45,6 +46,8 @@ from tarragon_hpc.orchestrator.policy import Policy
 from tarragon_hpc.orchestrator.rules import Rules, rules_for
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
+from tarragon_hpc.transport.auto import check
+from tarragon_hpc.transport.interfaces import LOOPBACK, data_address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
     from tarragon_hpc.config import Config
     from tarragon_hpc.wire.to_head import Note
 
-_CONTROL_HOST = "127.0.0.1"  # all workers and clients are on this machine
 # About so much is loaded before an EW says what it holds by then.
 _LOAD_BYTES = 1 << 30
 
@@ -92,12 +94,14 @@ async def assemble(
     placement = place(model.experts, config.experts, model.expert_bytes)
     replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
     rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
+    check_prefixes(config.cluster.prefix)
     gpus = usable_gpus()
     specs = plan_workers(config, usable_cpus(), gpus)
     places = Places(config, specs, gpus)
-    # Both are bound below: what they are made of refers to them.
+    # These are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
     info: RunInfo
+    head: HeadRecord
 
     def status() -> dict[str, Any]:
         return full_status(info, orchestrator, sessions)
@@ -119,6 +123,9 @@ async def assemble(
     app = create_app(
         sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
     )
+    # Unless told otherwise all workers and clients are on this machine.
+    control_host = data_address(config.transport.interface, LOOPBACK)
+    check(config.transport)
     tls = server_context(config.gateway)
     door = listen(config.gateway.host, config.gateway.port)
     stack.callback(door.close)
@@ -148,6 +155,7 @@ async def assemble(
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
         prepare=places.prepare,
+        explain=lambda absent: explain(path, head, absent),
     )
     metrics.expose_stats(lambda: _statistics(orchestrator))
 
@@ -164,16 +172,16 @@ async def assemble(
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
         tls=issue(path) if config.cluster.tls else None,
     )
-    port = await control.start(_CONTROL_HOST)
+    port = await control.start(control_host)
     stack.push_async_callback(control.close)
     await stack.enter_async_context(http)
-    write_head(
+    head = write_head(
         path,
         HeadRecord(
             run=info.run,
             pid=os.getpid(),
             host=socket.gethostname(),
-            control_host=_CONTROL_HOST,
+            control_host=control_host,
             control_port=port,
             endpoint=info.endpoint,
             runtime_dir=str(runtime_dir),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.cluster.rendezvous import write_atomically
+from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.wire import tls
 
@@ -57,7 +57,7 @@ def make_certificate() -> tuple[str, str]:
 def issue(run_dir: Path) -> ssl.SSLContext:
     """Make a run's certificate, put it into the run directory; returns the head's end of TLS."""
     certificate, key = make_certificate()
-    write_atomically(run_dir / CERTIFICATE, certificate)
+    Directory(run_dir).write(CERTIFICATE, certificate.encode())
     return tls.server_context(certificate, key)
 
 

@@ -14,7 +14,6 @@ from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
-    HeadRecord,
     is_runtime_dir,
     read_head,
     run_secret,
@@ -34,6 +33,7 @@ from tarragon_hpc.wire.to_head import Note, ScaleRun, StatusQuery, StopRun
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from tarragon_hpc.cluster.records import HeadRecord
     from tarragon_hpc.wire.common import Message
 
 _ANSWER_S = 10.0

@@ -177,6 +177,9 @@ class Reporter:
                     answered_ago_s=event.answered_ago_s,
                     pairs=event.pairs,
                 )
+            case ev.WorkerLinked():
+                if event.reason:  # else it is as it should be
+                    record("peer linked", peer=event.peer, kind=event.kind, reason=event.reason)
             case ev.LoadAsked():
                 record("load asked", experts=ch.ranges(event.experts), reason=event.reason)
             case ev.UnloadAsked():

@@ -19,8 +19,9 @@ from tarragon_hpc.expert.server import ExpertServer
 from tarragon_hpc.expert.weights import ExpertReader, footprint, read_ahead
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.ops.select import make_bank
+from tarragon_hpc.transport.auto import make_listener
 from tarragon_hpc.transport.bell import ProcessDoorbell
-from tarragon_hpc.transport.shm import ShmListener
+from tarragon_hpc.transport.interfaces import data_address
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.to_head import Ready, Stopping
@@ -91,8 +92,14 @@ def main(context: WorkerContext) -> int:
     config = context.config
     spec = describe(config.model.path, config.model.dtype)
     bell = ProcessDoorbell(spin_us(config.transport.spin_us, shares_cpus=context.shares_cpus))
-    listener = ShmListener(
-        str(context.runtime_dir), context.worker, context.incarnation, context.secret, bell
+    listener = make_listener(
+        config.transport,
+        runtime_dir=str(context.runtime_dir),
+        host=data_address(config.transport.interface, context.head[0]),
+        worker=context.worker,
+        incarnation=context.incarnation,
+        secret=context.secret,
+        bell=bell,
     )
     loader = Loader(context.worker, context.incarnation, lambda holding: link.send(holding))
     orders = _Orders(loader.put)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from tarragon_hpc.ids import Role
 from tarragon_hpc.orchestrator import events as ev
-from tarragon_hpc.orchestrator.state import GONE, LEAVING, STEADY_S, Failure, Order, Phase, Worker
+from tarragon_hpc.orchestrator.state import (
+    GONE,
+    LEAVING,
+    STEADY_S,
+    Failure,
+    Link,
+    Order,
+    Phase,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +72,8 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             return _serving(replace(worker, table_applied=applied), event.at)
         case ev.StoresSent():
             return replace(worker, stores=event.stores)
+        case ev.WorkerLinked():
+            return _link(worker, event)
         case ev.LoadAsked() | ev.UnloadAsked():
             load, experts = isinstance(event, ev.LoadAsked), frozenset(event.experts)
             order = Order(load, experts, event.at)
@@ -120,6 +131,14 @@ def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
     )
 
 
+def _link(worker: Worker, event: ev.WorkerLinked) -> Worker:
+    before = worker.links.get(event.peer)
+    if before is not None and before.incarnation > event.peer_incarnation:
+        return worker  # two connections were made at a time, and told in the other order
+    link = Link(event.peer_incarnation, event.kind, event.reason)
+    return replace(worker, links={**worker.links, event.peer: link})
+
+
 def _held(detail: Mapping[str, Any], told: frozenset[int]) -> frozenset[int]:
     """What a worker says that it can serve; if it does not say, what it was told to load."""
     parts = [detail.get(key) for key in ("experts", "shadows")]
@@ -162,7 +181,7 @@ def forward(worker: Worker, phase: Phase, at: float) -> Worker:
 
 def _end(worker: Worker, at: float, reason: str, **known: Any) -> Worker:
     end = Phase.STOPPED if worker.phase is Phase.STOPPING else Phase.DEAD
-    empty = replace(worker, holds=frozenset(), orders=())
+    empty = replace(worker, holds=frozenset(), orders=(), links={})
     return _move(empty, end, at, reason=worker.reason or reason, **known)
 
 

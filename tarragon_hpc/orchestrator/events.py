@@ -119,6 +119,15 @@ class FailureMasked(_About, frozen=True):
     pairs: int
 
 
+class WorkerLinked(_About, frozen=True):
+    """An AW has connected to a peer (`wire.to_head.Linked`)."""
+
+    peer: str
+    peer_incarnation: int
+    kind: str
+    reason: str = ""
+
+
 class LoadAsked(_About, frozen=True):
     """An EW was told to load experts beside those that it serves."""
 
@@ -246,6 +255,7 @@ AboutWorker: TypeAlias = (
     | WorkerSuspected
     | WorkerCleared
     | FailureMasked
+    | WorkerLinked
     | LoadAsked
     | UnloadAsked
     | HoldingReported

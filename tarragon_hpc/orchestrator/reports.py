@@ -9,6 +9,7 @@ from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.wire.to_head import (
     Cleared,
     Holding,
+    Linked,
     Masked,
     Ready,
     Stopping,
@@ -16,11 +17,11 @@ from tarragon_hpc.wire.to_head import (
     TableApplied,
 )
 
-Told: TypeAlias = Ready | TableApplied | Suspect | Cleared | Masked | Holding | Stopping
+Told: TypeAlias = Ready | TableApplied | Suspect | Cleared | Linked | Masked | Holding | Stopping
 
 
 def event_of(message: Told, now: float) -> ev.AboutWorker:
-    """The event; what a worker says about a peer is an event about that peer."""
+    """The event; what a worker thinks of a peer is an event about that peer."""
     who = (message.worker, message.incarnation)
     by = str(Incarnation(*who))
     match message:
@@ -32,6 +33,9 @@ def event_of(message: Told, now: float) -> ev.AboutWorker:
             return ev.WorkerLeaving(now, *who, message.reason)
         case Holding():
             return ev.HoldingReported(now, *who, message.experts, message.error)
+        case Linked():
+            peer = (message.peer, message.peer_incarnation)
+            return ev.WorkerLinked(now, *who, *peer, message.kind, message.reason)
         case Suspect():
             peer = (message.peer, message.peer_incarnation)
             return ev.WorkerSuspected(now, *peer, by, message.reason)

@@ -71,6 +71,14 @@ class Failure(NamedTuple):
     at: float
 
 
+class Link(NamedTuple):
+    """How an AW is connected to an incarnation of a peer: the transport, and why none better."""
+
+    incarnation: int
+    kind: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The current incarnation that fills a worker's place; 0: none yet."""
@@ -90,6 +98,8 @@ class Worker:
     """Epochs of the newest ERT sent to this AW, and of the one it routes by."""
     stores: Mapping[str, int] = field(default_factory=dict)
     """The checkpoint stores that this AW was last told of: their incarnations by their ids."""
+    links: Mapping[str, Link] = field(default_factory=dict)
+    """The newest connection of this AW to each peer; the peer may have gone since."""
     responsive: bool = True
     silent_at: float = 0.0
     """When it was found silent, if it is not `responsive`."""
@@ -186,6 +196,16 @@ class State:
         """
         serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and not w.retired)
         return {w.worker: w.incarnation for w in serving}
+
+    def links(self, worker: Worker) -> dict[str, Link]:
+        """The connections of an AW to peers that are still there."""
+        return {
+            name: link
+            for name, link in worker.links.items()
+            if (peer := self.workers.get(name)) is not None
+            and peer.incarnation == link.incarnation
+            and peer.phase not in GONE
+        }
 
     def of(self, role: Role) -> list[Worker]:
         """The workers of a role, in order of their number."""

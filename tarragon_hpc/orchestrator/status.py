@@ -67,6 +67,10 @@ def _worker(
         entry["loading"] = sorted(worker.loading)
     if worker.role is Role.AW:
         entry["stores"] = [str(Incarnation(*store)) for store in worker.stores.items()]
+        links = state.links(worker)
+        entry["links"] = {peer: link.kind for peer, link in sorted(links.items())}
+        if reasons := {peer: link.reason for peer, link in sorted(links.items()) if link.reason}:
+            entry["link_reasons"] = reasons
     entry["restarts"] = len(worker.restarts)
     if worker.before:
         entry["before"] = worker.before

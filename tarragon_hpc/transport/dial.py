@@ -5,13 +5,20 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.errors import ConnectFailed
+from tarragon_hpc.errors import AuthError, ConnectFailed, ConnectRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tarragon_hpc.transport.base import ClientChannel, Connector, Geometry
     from tarragon_hpc.wire.common import Peer
+
+
+def failure(peer: str, peer_incarnation: int, error: Exception) -> ConnectFailed:
+    """What a connector raises for an error on the way to a peer."""
+    refused = isinstance(error, ConnectRefused | AuthError)
+    kind = ConnectRefused if refused else ConnectFailed
+    return kind(f"{peer}.{peer_incarnation}: {error}")
 
 
 def in_a_thread(job: Callable[[], None]) -> None:

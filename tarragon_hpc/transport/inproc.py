@@ -1,8 +1,8 @@
 """The contract inside one process: the reference implementation, for tests and simulation.
 
 Deterministic: what is posted is visible at once, in order, and nothing happens by itself. Workers
-meet in an `InprocNetwork`, which can also kill one of them. With `on_wait` a doorbell runs the rest
-of a single-threaded simulation instead of sleeping.
+meet in an `InprocNetwork`, which can also kill one of them, and cut or silence its links. With
+`on_wait` a doorbell runs the rest of a single-threaded simulation instead of sleeping.
 """
 
 from __future__ import annotations
@@ -61,8 +61,6 @@ class _Buffers:
         self.sequence = [0] * slots
 
     def publish(self, slot: int, sequence: int, nbytes: int) -> None:
-        if nbytes > len(self.data[slot]):
-            raise ValueError(f"{nbytes} bytes are longer than the slot")
         self.nbytes[slot] = nbytes
         self.sequence[slot] = sequence
 
@@ -82,6 +80,28 @@ class _Link:
         self.requests = _Buffers(geometry.slots, geometry.request_bytes)
         self.replies = _Buffers(geometry.slots, geometry.reply_bytes)
         self.ends: list[_End] = []
+        self._lock = threading.Lock()
+        self._held: list[Callable[[], None]] | None = None
+
+    def carry(self, message: Callable[[], None]) -> None:
+        """Let a message take effect at the other end, now or once the link is not silent."""
+        with self._lock:
+            if self._held is None:
+                message()
+            else:
+                self._held.append(message)
+
+    def silence(self) -> None:
+        """Hold everything from now on."""
+        with self._lock:
+            self._held = self._held or []
+
+    def heal(self) -> None:
+        """Let go of what was held."""
+        with self._lock:
+            held, self._held = self._held or (), None
+            for message in held:
+                message()
 
     def cut(self, reason: str) -> None:
         for end in self.ends:
@@ -116,15 +136,24 @@ class _End:
     def cut(self, reason: str) -> None:
         """Give this end up; the other sees it closed."""
         self.lose(reason)
-        self._link.cut("closed by peer")
+        self._link.carry(lambda: self._link.cut("closed by peer"))
 
     def close(self) -> None:
         self.cut("closed")
 
-    def _ring_peer(self) -> None:
-        for end in self._link.ends:
-            if end is not self:
-                end.bell.ring()
+    def _hand_over(self, buffers: _Buffers, slot: int, sequence: int, nbytes: int) -> None:
+        if self._lost:
+            return
+        if nbytes > len(buffers.data[slot]):
+            raise ValueError(f"{nbytes} bytes are longer than the slot")
+
+        def arrive() -> None:
+            buffers.publish(slot, sequence, nbytes)
+            for end in self._link.ends:
+                if end is not self:
+                    end.bell.ring()
+
+        self._link.carry(arrive)
 
 
 class InprocClientChannel(_End):
@@ -143,9 +172,7 @@ class InprocClientChannel(_End):
 
     def post(self, slot: int, nbytes: int) -> None:
         sequence = self._ledger.post(slot)
-        if not self._lost:
-            self._link.requests.publish(slot, sequence, nbytes)
-            self._ring_peer()
+        self._hand_over(self._link.requests, slot, sequence, nbytes)
 
     def reply(self, slot: int) -> memoryview | None:
         return self._link.replies.read(slot) if self._ledger.reply(slot) else None
@@ -161,8 +188,11 @@ class InprocClientChannel(_End):
 
     def probe(self) -> None:
         if self._lost is None and self.peer not in self._link.network.stopped:
-            self.answered += 1
-            self.bell.ring()
+            self._link.carry(self._hear)
+
+    def _hear(self) -> None:
+        self.answered += 1
+        self.bell.ring()
 
 
 class InprocServerChannel(_End):
@@ -184,16 +214,19 @@ class InprocServerChannel(_End):
 
     def send(self, slot: int, nbytes: int) -> None:
         sequence = self._ledger.send(slot)
-        if not self._lost:
-            self._link.replies.publish(slot, sequence, nbytes)
-            self._ring_peer()
+        self._hand_over(self._link.replies, slot, sequence, nbytes)
 
 
 class InprocNetwork:
-    """Where listeners and connectors of one process meet. `stopped` workers answer no probes."""
+    """Where listeners and connectors of one process meet.
+
+    stopped: workers that answer no probes
+    cut_off: workers that nobody can reach
+    """
 
     def __init__(self) -> None:
         self.stopped: set[str] = set()
+        self.cut_off: set[str] = set()
         self.listeners: dict[str, InprocListener] = {}
         self._links: list[tuple[str, str, _Link]] = []
 
@@ -204,9 +237,29 @@ class InprocNetwork:
     def kill(self, worker: str) -> None:
         """The worker dies: it takes part in nothing any more, and its peers see it."""
         self.listeners = {n: ln for n, ln in self.listeners.items() if ln.worker != worker}
-        for client, server, link in self._links:
-            if worker in (client, server):
-                link.cut("killed")
+        for link in self._links_of(worker):
+            link.cut("killed")
+
+    def cut(self, worker: str, reason: str = "link cut") -> None:
+        """The worker's links break, and both ends of each see it."""
+        self.cut_off.add(worker)
+        for link in self._links_of(worker):
+            link.cut(reason)
+
+    def silence(self, worker: str) -> None:
+        """The worker's links hold what they are given, and nobody can tell."""
+        self.cut_off.add(worker)
+        for link in self._links_of(worker):
+            link.silence()
+
+    def heal(self, worker: str) -> None:
+        """The worker can be reached again; what its links have held arrives."""
+        self.cut_off.discard(worker)
+        for link in self._links_of(worker):
+            link.heal()
+
+    def _links_of(self, worker: str) -> list[_Link]:
+        return [link for client, server, link in self._links if worker in (client, server)]
 
 
 class InprocListener:
@@ -275,6 +328,8 @@ class InprocConnector:
         listener = self._network.listeners.get(address.get("name", ""))
         if listener is None:
             raise ConnectFailed(f"{peer}: nobody listens at {address}")
+        if self._network.cut_off & {self._worker, peer}:
+            raise ConnectFailed(f"{peer}: cannot be reached")
         if not hmac.compare_digest(listener.secret, self._secret):
             raise ConnectFailed(f"{peer}: the peers do not share the run's secret")
         refusal = listener.refusal(self._worker, self._incarnation, peer, peer_incarnation)

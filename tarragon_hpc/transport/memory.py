@@ -37,6 +37,13 @@ def create_memory(name: str, nbytes: int) -> tuple[int, memoryview]:
         raise
 
 
+def own_memory(name: str, nbytes: int) -> memoryview:
+    """Memory as `create_memory` makes it, for this process alone. Raises OSError."""
+    fd, view = create_memory(name, nbytes)
+    os.close(fd)
+    return view
+
+
 def adopt_memory(fd: int, nbytes: int) -> memoryview:
     """Map memory a peer created, if it is what was agreed on. The caller still closes `fd`.
 

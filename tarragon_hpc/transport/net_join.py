@@ -15,7 +15,7 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
+from tarragon_hpc.errors import AuthError, ConnectRefused, FrameError
 from tarragon_hpc.transport import handshake
 from tarragon_hpc.transport.base import Geometry
 from tarragon_hpc.transport.blocking import receive_exactly, send_all
@@ -80,15 +80,15 @@ class Session:
         return cls(sock, handshake.hear(sock, secret, deadline), client=False)
 
     def join(self, join: Join, deadline: float) -> Answer:
-        """Client: ask to join. Raises ConnectFailed if it is refused."""
+        """Client: ask to join. Raises ConnectRefused."""
         self._send(msgspec.msgpack.encode(join), deadline)
         return self.answer(deadline)
 
     def answer(self, deadline: float) -> Answer:
-        """Client: the next answer of the server. Raises ConnectFailed if it is a refusal."""
+        """Client: the next answer of the server. Raises ConnectRefused if it is a refusal."""
         answer = _decode(self._receive(deadline), Answer)
         if answer.refusal is not None:
-            raise ConnectFailed(answer.refusal)
+            raise ConnectRefused(answer.refusal)
         return answer
 
     def joining(self, deadline: float) -> Join:

@@ -55,6 +55,7 @@ class Reception:
         self._accepted: list[ServerChannel] = []
         # Handshakes under way; no socket any more once it is somebody else's.
         self._joining: dict[threading.Thread, socket.socket | None] = {}
+        self._aside: set[threading.Thread] = set()
         sock.setblocking(False)
         monitor.watch(sock.fileno(), self._on_connection)
 
@@ -96,6 +97,12 @@ class Reception:
             stale.cut(f"replaced by {client}.{incarnation}")
         self._bell.ring()
 
+    def step_aside(self) -> None:
+        """A handshake with somebody who knows the secret waits for another one, in its thread: it
+        does not count any more."""
+        with self._lock:
+            self._aside.add(threading.current_thread())
+
     def keep(self) -> None:
         """The handshake's socket has become part of something else, in its thread."""
         with self._lock:
@@ -136,10 +143,10 @@ class Reception:
 
     def _make_room(self) -> bool:
         """Under the lock: those that have waited longest go, as in `wire.strangers`."""
-        surplus = len(self._joining) + 1 - MAX_JOINING
+        strangers = {t: s for t, s in self._joining.items() if t not in self._aside}
+        surplus = len(strangers) + 1 - MAX_JOINING
         if surplus > 0:
-            waiting = (sock for sock in self._joining.values() if sock is not None)
-            for sock in islice(waiting, surplus):
+            for sock in islice((s for s in strangers.values() if s is not None), surplus):
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         return surplus <= MAX_JOINING
@@ -152,6 +159,7 @@ class Reception:
             log.warning("%s refused a connection: %s", self._worker, error)
         finally:
             with self._lock:
+                self._aside.discard(me)
                 mine = self._joining.pop(me)
             if mine is not None:
                 mine.close()

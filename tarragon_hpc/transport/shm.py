@@ -11,9 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc import native
-from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
+from tarragon_hpc.errors import AuthError, ConnectFailed, ConnectRefused, FrameError
 from tarragon_hpc.transport import memory, shm_join, unix
 from tarragon_hpc.transport.admission import geometry_refusal
+from tarragon_hpc.transport.dial import failure
 from tarragon_hpc.transport.monitor import Monitor
 from tarragon_hpc.transport.reception import HANDSHAKE_S, Reception
 from tarragon_hpc.transport.shm_channel import ShmTie
@@ -176,8 +177,10 @@ class ShmConnector:
             except BaseException:
                 sock.close()
                 raise
+        except TimeoutError as error:  # no network that could lose anything: the peer is stopped
+            raise ConnectRefused(f"{peer}.{peer_incarnation}: {error}") from None
         except (OSError, FrameError, AuthError, ConnectFailed) as error:
-            raise ConnectFailed(f"{peer}.{peer_incarnation}: {error}") from None
+            raise failure(peer, peer_incarnation, error) from None
 
     def _join(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from tarragon_hpc import native
-from tarragon_hpc.errors import ConnectFailed, FrameError
+from tarragon_hpc.errors import ConnectFailed, ConnectRefused, FrameError
 from tarragon_hpc.transport import handshake, unix
 from tarragon_hpc.transport.base import Geometry
 
@@ -61,7 +61,7 @@ def ask(
 ) -> tuple[int, list[int]]:
     """The client's half; returns the server's sign of life and two descriptors to be closed.
 
-    Raises ConnectFailed (refused), AuthError, FrameError or OSError.
+    Raises ConnectFailed, AuthError, FrameError or OSError.
     """
     unix.check_same_user(sock)
     handshake.ask(sock, secret, deadline)
@@ -69,9 +69,10 @@ def ask(
     body, got = unix.receive_frame(sock, 2, deadline)
     try:
         answer = _decode(body, Answer)
-        refusal = answer.refusal or joint_refusal(answer.life, got)
-        if refusal is not None:
-            raise ConnectFailed(refusal)
+        if answer.refusal is not None:
+            raise ConnectRefused(answer.refusal)
+        if (problem := joint_refusal(answer.life, got)) is not None:
+            raise ConnectFailed(problem)
     except BaseException:
         unix.close_all(got)
         raise

@@ -46,6 +46,8 @@ def write_secret(path: Path, secret: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(secret.hex().encode())
+        file.flush()
+        os.fsync(fd)
 
 
 def read_secret(path: Path) -> bytes:

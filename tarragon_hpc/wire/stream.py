@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
@@ -23,6 +24,10 @@ CONTROL = b"control"
 HANDSHAKE_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 _READ = 1 << 18
+# A peer whose host is silent: looked after if nothing is sent for so long, and so often; and how
+# long the head's kernel tries to deliver.
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+_DELIVER_MS = 30_000
 
 M = TypeVar("M")
 
@@ -46,8 +51,13 @@ class Connection(Generic[M]):
         peer = writer.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if peer else "?"
         raw = writer.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        tcp = raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6)
+        self._socket = raw if tcp else None
+        if tcp:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE.items():
+                raw.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def __repr__(self) -> str:
         return f"Connection({self.peer}, backlog={self.backlog})"
@@ -56,6 +66,18 @@ class Connection(Generic[M]):
     def backlog(self) -> int:
         """Bytes accepted by `send` that the kernel has not taken yet."""
         return self._writer.transport.get_write_buffer_size()
+
+    def unheard_s(self) -> float:
+        """For how long the peer's host has acknowledged nothing, though it was sent something.
+
+        A host answers for a process that is stopped: that one is not silent in this sense.
+        """
+        if self._socket is None:
+            return 0.0
+        try:
+            return unheard_s(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60))
+        except OSError:  # closed
+            return 0.0
 
     def send(self, *messages: Message) -> None:
         """Queue messages; silently dropped once the connection is closed (the reader tells)."""
@@ -84,6 +106,15 @@ class Connection(Generic[M]):
             self._writer.transport.abort()
         except OSError:
             pass
+
+
+def unheard_s(info: bytes) -> float:
+    """The same from Linux's `struct tcp_info` (linux/tcp.h).
+
+    Only if data was sent again twice: the last answer may be old because nothing was said.
+    """
+    retransmits, last_ack_ms = info[2], struct.unpack_from("=I", info, 56)[0]
+    return last_ack_ms / 1000 if retransmits >= 2 else 0.0
 
 
 async def connect(
@@ -150,4 +181,6 @@ async def accept(
     except (OSError, TimeoutError, asyncio.IncompleteReadError, AuthError, FrameError) as error:
         writer.close()
         raise AuthError(str(error) or type(error).__name__) from None
+    raw = writer.get_extra_info("socket")
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DELIVER_MS)
     return Connection(reader, writer, decoder)

@@ -99,6 +99,19 @@ class Cleared(Message, frozen=True):
     peer_incarnation: int
 
 
+class Linked(Message, frozen=True):
+    """An AW has connected to a peer. `kind`: the transport; `reason`: why none that is better, if
+    that is not a matter of course.
+    """
+
+    worker: str
+    incarnation: int
+    peer: str
+    peer_incarnation: int
+    kind: str
+    reason: str = ""
+
+
 class Masked(Message, frozen=True):
     """An AW has masked the failure of an EW on its own: its rows went to other EWs.
 
@@ -173,6 +186,7 @@ ToHead: TypeAlias = (
     | Resumed
     | Suspect
     | Cleared
+    | Linked
     | Masked
     | Holding
     | Stopping

@@ -18,26 +18,39 @@ class Pair:
         self.geometry = geometry
         self.server_bell, self.client_bell = world.bell(), world.bell()
         self.listener = world.listener(self.server_bell)
+        self.address = world.reach("ew0", self.listener.address())
         self.client, self.server = self.join()
 
     def join(self, worker="aw0", incarnation=1, bell=None):
         connector = self.world.connector(bell or self.client_bell, worker, incarnation)
-        client = connector.connect("ew0", 1, self.listener.address(), self.geometry)
+        client = connector.connect("ew0", 1, self.address, self.geometry)
         server = until(self.server_bell, lambda: first(self.listener.accepted()))
         return self.world.made(client), self.world.made(server)
+
+    def take(self):
+        """The next request at the server."""
+        return until(self.server_bell, self.server.poll)
+
+    def got(self, slot):
+        """The reply in a slot of the client."""
+        return until(self.client_bell, lambda: self.client.reply(slot))
+
+    def settle(self, owed=0):
+        """Wait until the client is owed no more than so many replies."""
+        until(self.client_bell, lambda: self.client.owed() <= owed)
 
 
 def first(items):
     return items[0] if items else None
 
 
-def until(bell, condition):
-    """The condition's value once it has one, looking again whenever the bell rings."""
-    end = time.monotonic() + SOON
+def until(bell, condition, seconds=SOON):
+    """The condition's value once it is not None or False, looking again whenever the bell rings."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         seen = bell.value()
         value = condition()
-        if value:
+        if value is not None and value is not False:
             return value
         bell.wait(seen, end - time.monotonic())
     raise AssertionError("it did not happen")

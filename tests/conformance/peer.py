@@ -1,7 +1,8 @@
 """The other side of a conformance test: a worker that serves, or one that asks.
 
-As a script it is a process of its own over shm: `peer.py serve DIR MODE` prints the address it
-listens at; `peer.py ask ADDRESS` posts one request and prints `posted`. Both then run until killed.
+As a module it is a process: `KIND serve DIRECTORY MODE INCARNATION` prints the address it
+listens at; `KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and prints `posted`. Both then
+run until killed, or until they have left.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ def reply_to(data):
 
 
 def serve(listener, bell, mode, running=lambda: True):
-    """Answer all requests: `echo` all, `once` only the first of each channel, `mute` none."""
+    """Answer all requests: `echo` all, `once` only the first of each channel, `mute` none; `leave`
+    at the first, without an answer."""
     channels = {}
-    while running():
+    left = False
+    while running() and not left:
         seen = bell.value()
         for channel in listener.accepted():
             channels[channel] = 0
         for channel in [*channels]:
             while (request := channel.poll()) is not None:
                 channels[channel] += 1
-                if mode == "mute" or (mode == "once" and channels[channel] > 1):
+                left = mode == "leave"
+                if left or mode == "mute" or (mode == "once" and channels[channel] > 1):
                     continue
                 answer = reply_to(request.data)
                 channel.reply(request.slot)[: len(answer)] = answer
@@ -38,28 +42,36 @@ def serve(listener, bell, mode, running=lambda: True):
         bell.wait(seen, 0.2)
     for channel in channels:
         channel.close()
+    listener.close()
 
 
-def main(argv):
+def ask(connector, address, geometry):
+    """Connect to ew0 and post `hello`."""
+    channel = connector.connect("ew0", 1, address, geometry)
+    slot = channel.acquire()
+    channel.request(slot)[:5] = b"hello"
+    channel.post(slot, 5)
+    return channel
+
+
+def main(kind, what, directory, *args):
     from tarragon_hpc.transport.base import Geometry
-    from tarragon_hpc.transport.bell import ProcessDoorbell
-    from tarragon_hpc.transport.shm import ShmConnector, ShmListener
+    from tests.conformance.worlds import WORLDS
 
-    bell = ProcessDoorbell()
-    if argv[0] == "serve":
-        listener = ShmListener(argv[1], "ew0", 1, SECRET, bell)
+    world = WORLDS[kind](directory)
+    bell = world.bell()
+    if what == "serve":
+        mode, incarnation = args
+        listener = world.listener(bell, incarnation=int(incarnation))
         print(json.dumps(listener.address()), flush=True)
-        serve(listener, bell, argv[2])
+        serve(listener, bell, mode)
     else:
-        connector = ShmConnector("aw9", 1, SECRET, bell)
-        channel = connector.connect("ew0", 1, json.loads(argv[1]), Geometry(2, 256, 256))
-        slot = channel.acquire()
-        channel.request(slot)[:5] = b"hello"
-        channel.post(slot, 5)
+        address, geometry = map(json.loads, args)
+        channel = ask(world.connector(bell, "aw9"), address, Geometry(*geometry))
         print("posted", flush=True)
         while channel.lost is None:
             bell.wait(bell.value(), 1.0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

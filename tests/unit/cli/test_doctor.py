@@ -5,14 +5,15 @@ import json
 import pytest
 
 from tarragon_hpc.cli import doctor
-from tarragon_hpc.cli.doctor import Finding
+from tarragon_hpc.cli.finding import Finding, probe
+from tarragon_hpc.errors import UserError
 
 CPU_TORCH = {"version": "2.13.0", "cuda": None, "gpus": []}
 CUDA_TORCH = {"version": "2.13.0", "cuda": "13.0", "gpus": []}
 
 
 def test_a_probe_returns_what_its_script_prints_last():
-    assert doctor._probe("import json; print('noise'); print(json.dumps({'a': 1}))") == {"a": 1}
+    assert probe("import json; print('noise'); print(json.dumps({'a': 1}))") == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def test_a_probe_returns_what_its_script_prints_last():
     ],
 )
 def test_a_probe_that_fails_says_why(script, reason):
-    assert doctor._probe(script, timeout_s=1) == reason
+    assert probe(script, timeout_s=1) == reason
 
 
 @pytest.mark.parametrize(
@@ -58,17 +59,6 @@ def test_vllm(probe, present, words):
     assert words in found.detail
 
 
-def test_verbs_names_devices_and_their_ports(tmp_path):
-    port = tmp_path / "class" / "infiniband" / "mlx5_0" / "ports" / "1"
-    port.mkdir(parents=True)
-    (port / "state").write_text("4: ACTIVE\n")
-    found = doctor._verbs({"devices": ["mlx5_0"]}, tmp_path)
-    assert found == Finding(True, "mlx5_0 (ACTIVE); pyverbs sees 1")
-    assert not doctor._verbs("ModuleNotFoundError: pyverbs", tmp_path).present
-    nothing = doctor._verbs({"devices": []}, tmp_path / "empty")
-    assert nothing.detail.startswith("no RDMA device in ")
-
-
 def test_slurm_lists_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor._slurm() == Finding(False, "not in PATH: sbatch, srun, squeue, scancel")
@@ -87,15 +77,23 @@ def test_slurm_asks_the_controller(monkeypatch, tmp_path, status, text, present)
 
 
 def test_every_finding_is_printed(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_probe", lambda script: "not [here]")
+    monkeypatch.setattr(doctor, "probe", lambda script: "not [here]")
     findings = doctor.examine()
     assert list(findings) == [
-        "tarragon", "native", "torch", "vllm", "gpu", "verbs", "slurm", "shm", "cpu",
+        "tarragon", "native", "torch", "vllm", "gpu", "rdma", "verbs", "transport", "memlock",
+        "network", "slurm", "shm", "run.root", "cpu",
     ]  # fmt: skip
     printed = json.loads(doctor.as_json(findings))
     assert printed["torch"] == {"present": False, "detail": "not [here]"}
     doctor.show(findings)
     assert "not [here]" in capsys.readouterr().out
+
+
+def test_only_what_is_wanted_is_looked_for(monkeypatch):
+    monkeypatch.setattr(doctor, "probe", None)
+    assert list(doctor.examine(["cpu", "rdma"])) == ["rdma", "cpu"]
+    with pytest.raises(UserError, match=r"doctor: gpus: not looked for; there are tarragon, .*gpu"):
+        doctor.examine(["gpus"])
 
 
 @pytest.mark.vllm

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tarragon_hpc.cli.status import ranges, render
+from tarragon_hpc.cli.status import links_in_words, ranges, render
 
 STATUS = {
     "run": "tiny-1",
@@ -17,6 +17,7 @@ STATUS = {
         {
             "id": "aw0", "role": "aw", "state": "serving", "incarnation": 1, "pid": 12,
             "host": "n1", "experts": [], "stats": {"tokens": 7.0},
+            "links": {"ew0": "rdma", "ew1": "tcp"},
         },
         {
             "id": "ew0", "role": "ew", "state": "dead", "incarnation": 2, "pid": None,
@@ -35,12 +36,28 @@ def test_ranges(numbers, text):
     assert ranges(numbers) == text
 
 
+@pytest.mark.parametrize(
+    ("links", "text"),
+    [
+        ({}, ""),
+        ({"ew0": "shm", "ew1": "shm", "cs0": "shm"}, "all shm"),
+        ({"ew0": "shm", "ew1": "tcp"}, "ew0 shm, ew1 tcp"),
+        (
+            {"cs0": "tcp", "ew0": "rdma", "ew1": "rdma", "ew10": "tcp", "ew2": "rdma"},
+            "cs0 tcp, ew0-2 rdma, ew10 tcp",
+        ),
+    ],
+)
+def test_links(links, text):
+    assert links_in_words(links) == text
+
+
 def test_table_has_every_worker_and_why_it_is_dead():
     console = Console(width=120, file=io.StringIO())
     console.print(render(STATUS))
     text = console.file.getvalue()
     assert "tiny-1  running  epoch 3  http://127.0.0.1:8000/v1" in text
-    assert "aw0" in text
+    assert "ew0 rdma, ew1 tcp" in text
     (line,) = [line for line in text.splitlines() if line.startswith("ew0")]
     assert "dead" in line
     assert "0-2,5" in line

@@ -75,6 +75,21 @@ def test_a_masked_failure_is_told_even_after_the_worker_was_replaced(story):
     ]
 
 
+def test_a_connection_is_told_only_if_it_is_not_the_one_to_expect(story):
+    story.happen(ev.WorkerLinked, "aw0", 1, "ew0", 1, "shm")
+    assert story.lines() == []
+    story.happen(ev.WorkerLinked, "aw0", 1, "ew1", 1, "tcp", "rdma: only here")
+    (line,) = story.lines()
+    assert line == {
+        "event": "peer linked",
+        "worker": "aw0",
+        "incarnation": 1,
+        "peer": "ew1",
+        "kind": "tcp",
+        "reason": "rdma: only here",
+    }
+
+
 def test_every_step_of_healing_has_its_line(story):
     ew0 = {"worker": "ew0", "incarnation": 1}
     story.happen(ev.WorkerSuspected, "ew0", 1, "aw0.1", "slow")

@@ -74,6 +74,18 @@ def test_exactly_the_unanswered_rows_are_sent_again(sim, batch):
     assert all(h.flags == 0 for h in sim.ews["ew0"].requests)
 
 
+def test_replies_that_wait_for_a_replay_make_room_for_it(two, batch):
+    """All slots of the survivor hold replies of chunks that lack what the other one owed."""
+    world, refe = two
+    world.ews["ew1"].mode = "mute"
+    b = batch(8)  # two chunks, as many as slots
+    ticket = b.dispatch(refe)
+    world.kill("ew1")
+    b.combine(refe, ticket)
+    assert b.right
+    assert {suspicion.peer for suspicion in of(world, Suspicion)} == {"ew1"}
+
+
 def test_a_replay_that_is_sent_waits_for_no_slot_any_more(sim, batch):
     sim.ew("ew0")
     sim.ew("ew1").mode = "mute"

@@ -48,6 +48,8 @@ def any_event() -> st.SearchStrategy[ev.Event]:
         ev.WorkerSuspected: who | {"by": text, "reason": text},
         ev.WorkerCleared: who | {"by": text},
         ev.FailureMasked: who | masked | {"by": text, "how": text, "pairs": pid},
+        ev.WorkerLinked: who
+        | {"peer": name, "peer_incarnation": st.integers(0, 3), "kind": text, "reason": text},
         ev.LoadAsked: who | {"experts": some, "reason": text},
         ev.UnloadAsked: who | {"experts": some, "reason": text},
         ev.HoldingReported: who | {"experts": some, "error": st.none() | text},
@@ -201,6 +203,32 @@ def test_what_peers_tell_of_a_dead_incarnation_is_not_stale(scenario):
     assert scenario.happen(ev.WorkerCleared, "ew0", 2, "aw0.1") == before
     assert scenario.happen(ev.WorkerCleared, "ew0", 3, "aw0.1").stale == 1
     assert scenario.happen(ev.WorkerCleared, "ew7", 1, "aw0.1").stale == 2
+
+
+def test_connections_count_while_both_ends_are_there(scenario):
+    scenario.running()
+    scenario.happen(ev.WorkerLinked, "aw0", 1, "ew0", 1, "shm")
+    scenario.happen(ev.WorkerLinked, "aw0", 1, "ew1", 1, "tcp", "shm: no such file")
+
+    def links():
+        found = scenario.state.links(scenario["aw0"])
+        return {peer: (link.incarnation, link.kind) for peer, link in found.items()}
+
+    assert links() == {"ew0": (1, "shm"), "ew1": (1, "tcp")}
+    assert scenario["aw0"].links["ew1"].reason == "shm: no such file"
+    scenario.happen(ev.WorkerExited, "ew1", 1, "killed by SIGKILL")
+    assert links() == {"ew0": (1, "shm")}
+    scenario.happen(ev.WorkerStarted, "ew1", 2, 101)
+    assert links() == {"ew0": (1, "shm")}
+    scenario.happen(ev.WorkerLinked, "aw0", 1, "ew1", 2, "rdma")
+    scenario.happen(ev.WorkerLinked, "aw0", 1, "ew1", 1, "tcp")  # made before, told after
+    scenario.happen(ev.WorkerLinked, "aw0", 1, "ew9", 1, "shm")
+    assert links() == {"ew0": (1, "shm"), "ew1": (2, "rdma")}
+    scenario.happen(ev.WorkerExited, "aw0", 1, "killed by SIGKILL")
+    assert links() == {}
+    scenario.happen(ev.WorkerStarted, "aw0", 2, 102)
+    assert links() == {}
+    assert scenario.happen(ev.WorkerLinked, "aw0", 1, "ew0", 1, "shm").stale == 1
 
 
 def test_what_an_ew_holds_is_what_it_says(scenario):

@@ -1,0 +1,82 @@
+"""The transport suite over two RDMA ports of one kernel, joined by a wire (tests/rdma/wire.sh).
+
+Servers are at one end of it, clients at the other; handshakes take the wire too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tarragon_hpc.config.schema import RdmaConfig
+from tarragon_hpc.transport.rdma_ports import Port, choose_port, find_ports
+from tests.conformance import peer
+from tests.conformance.world import ProcessWorld
+
+WIRE = Path(__file__).parents[1] / "rdma" / "wire.sh"
+CLIENTS, SERVERS = "rxe0", "rxe1"
+HOST = "10.77.0.2"  # the servers'
+# 4.3 s until an unreachable peer is given up (some tests look before), or 2.7: the timer that a
+# write finds running is not started anew.
+SETTINGS = RdmaConfig(timeout=18, retries=3)
+
+
+def port_of(device):
+    found = choose_port(find_ports(), RdmaConfig(device=device))
+    assert isinstance(found, Port), found
+    return found
+
+
+class RdmaWorld(ProcessWorld):
+    name = "rdma"
+    death_seen_s = 0.3  # in an interpreted guest
+    stopped_peers_answer_probes = True
+    has_network = True
+    one_link = True
+    cut_seen_s = 9.0
+    silent_loss_s = 9.0
+    _told_s = 4.5  # what listener and connector are told: half of it, as the guest is slow
+
+    @staticmethod
+    def possible():
+        """Whether this machine has the two ports."""
+        return {CLIENTS, SERVERS} <= {p.device for p in find_ports()}
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        self._broken = False
+
+    def listener(self, bell, worker="ew0", incarnation=1, secret=peer.SECRET):
+        from tarragon_hpc.transport.rdma import RdmaListener
+
+        who = (worker, incarnation, secret, bell)
+        return self.made(
+            RdmaListener(HOST, port_of(SERVERS), SETTINGS, *who, silent_loss_s=self._told_s)
+        )
+
+    def connector(self, bell, worker="aw0", incarnation=1, secret=peer.SECRET):
+        from tarragon_hpc.transport.rdma import RdmaConnector
+
+        who = (worker, incarnation, secret, bell)
+        return RdmaConnector(port_of(CLIENTS), SETTINGS, *who, silent_loss_s=self._told_s)
+
+    def nowhere(self):
+        return {"kind": "rdma", "host": HOST, "port": "1", "fabric": "roce"}
+
+    def cut(self, worker):
+        self._wire("cut")
+
+    def silence(self, worker):
+        self._wire("silence")
+
+    def heal(self, worker):
+        self._wire("mend")
+
+    def _wire(self, what):
+        self._broken = what != "mend"
+        subprocess.run(["sh", str(WIRE), what], check=True)
+
+    def close(self):
+        if self._broken:
+            self.heal("all")
+        super().close()

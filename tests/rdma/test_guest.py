@@ -1,0 +1,44 @@
+"""What needs a kernel with RDMA devices or netem, run in a guest that has both."""
+
+from __future__ import annotations
+
+import json
+
+from tests.rdma.conftest import wire
+
+
+def test_the_transport_suite(run_tests):
+    run_tests("tests/conformance", "-k", "shm", deadline_s=120)
+
+
+def doctor(guest):
+    """What it says of the ways to other nodes; two lines of thirteen, for torch takes a minute."""
+    what = ["rdma", "verbs", "transport", "network"]
+    done = guest.run(["python", "-m", "tarragon_hpc.cli", "doctor", *what, "--json"], 150)
+    assert done.status == 0, done.output
+    return json.loads(done.output)
+
+
+def test_the_doctor_of_a_machine_with_ports(guest):
+    found = doctor(guest)
+    assert all(finding["present"] for finding in found.values())
+    assert found["rdma"]["detail"].startswith(
+        "rxe0 port 1: ACTIVE, RoCE, GID 1 (10.77.0.1 RoCE v2), MTU 4096, netdev v0"
+    )
+    assert found["verbs"]["detail"].startswith("pyverbs ")
+    assert found["transport"]["detail"] == (
+        "auto: rdma by rxe0 port 1, GID 1, to peers on the same fabric (roce); tcp to others"
+    )
+    assert "v0 10.77.0.1" in found["network"]["detail"]
+
+
+def test_the_doctor_of_a_machine_whose_port_is_down(guest):
+    wire(guest, "cut")
+    found = doctor(guest)
+    wire(guest, "mend")
+    assert not found["rdma"]["present"]
+    assert "rxe0 port 1: DOWN, RoCE, " in found["rdma"]["detail"]
+    assert found["transport"]["detail"] == (
+        "auto: tcp to other nodes: rxe0 port 1 is DOWN; rxe1 port 1 is DOWN"
+    )
+    assert "v0 10.77.0.1 (down)" in found["network"]["detail"]
