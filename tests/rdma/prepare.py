@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -54,6 +55,9 @@ def prepare() -> Path:
             f"the RDMA tests need Debian's packages {', '.join(missing())}: "
             "run `python tests/rdma/prepare.py --install`, or skip them with TARRAGON_NO_GUEST=1"
         )
+    if not (PYVERBS / f"device{sysconfig.get_config_var('EXT_SUFFIX')}").exists():
+        theirs = ", ".join(sorted(p.name for p in PYVERBS.glob("device.*.so")))
+        raise Unprepared(f"{PYVERBS} is for another Python than this one: {theirs}")
     recipe = hashlib.sha256(INIT.read_bytes() + Path(__file__).read_bytes())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made = caches / "tarragon-hpc" / f"guest-{recipe.hexdigest()[:12]}"
