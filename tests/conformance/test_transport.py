@@ -206,7 +206,7 @@ def test_both_directions_at_once_under_load(world):
     )
     server = until(back_bell[0], lambda: first(listener.accepted()))
     world.made(server)
-    n = 1000
+    n = world.load
     threads = [
         threading.Thread(target=serve, args=(n, pair.server, pair.server_bell)),
         threading.Thread(target=drive, args=(n, pair.client, pair.client_bell, 1)),

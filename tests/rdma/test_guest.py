@@ -24,7 +24,7 @@ def test_a_script(run_script, name):
 
 def test_the_transport_suite_over_tcp_with_latency_and_loss(guest, run_tests):
     wire(guest, "slow", "20ms", "5%")
-    run_tests("tests/conformance", "-k", "slow-tcp", deadline_s=270)
+    run_tests("tests/conformance", "-k", "slow-tcp", deadline_s=270, TARRAGON_SLOW_WIRE="1")
     wire(guest, "mend")
 
 
