@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tarragon_hpc.config.schema import RdmaConfig
     from tarragon_hpc.transport.base import Geometry, ServerChannel
     from tarragon_hpc.transport.bell import ProcessDoorbell
+    from tarragon_hpc.transport.rdma_device import OpenPort
     from tarragon_hpc.transport.rdma_ports import Port
 
 KIND = "rdma"
@@ -43,6 +44,26 @@ def _ring(worker: str, slots: int, nbytes: int) -> memoryview:
     fd, view = memory.create_memory(f"tarragon-{worker}", native.module.ring_bytes(slots, nbytes))
     os.close(fd)
     return view
+
+
+def _make_link(
+    port: OpenPort,
+    settings: RdmaConfig,
+    worker: str,
+    g: Geometry,
+    silent_loss_s: float,
+    *,
+    server: bool,
+) -> tuple[memoryview, memoryview, RdmaLink]:
+    """This end's rings, of the requests and of the replies, and the link that they go through."""
+    requests = _ring(worker, g.slots, g.request_bytes)
+    replies = _ring(worker, g.slots, g.reply_bytes)
+    if server:
+        out, out_bytes, inbound = replies, g.reply_bytes, requests
+    else:
+        out, out_bytes, inbound = requests, g.request_bytes, replies
+    link = RdmaLink(port, settings, out, g.slots, out_bytes, inbound, silent_loss_s)
+    return requests, replies, link
 
 
 class RdmaListener:
@@ -121,16 +142,12 @@ class RdmaListener:
         if refusal is not None:
             raise ConnectFailed(refusal)
         g = join.geometry
-        fabric = self._port.device.port.fabric
         peer = rdma_offer.decode(
-            join.offer, fabric, native.module.ring_bytes(g.slots, g.reply_bytes)
+            join.offer, self._port.fabric, native.module.ring_bytes(g.slots, g.reply_bytes)
         )
-        requests = _ring(self.worker, g.slots, g.request_bytes)
-        replies = _ring(self.worker, g.slots, g.reply_bytes)
-        link = RdmaLink(
-            self._port, self._settings, replies, g.slots, g.reply_bytes, requests,
-            self._silent_loss_s,
-        )  # fmt: skip
+        requests, replies, link = _make_link(
+            self._port, self._settings, self.worker, g, self._silent_loss_s, server=True
+        )
         try:
             link.connect(peer)
             channel = SlotServer(
@@ -157,7 +174,7 @@ class RdmaListener:
                         requests,
                         g.request_bytes,
                         drain_s=_DRAIN_S,
-                    )  # fmt: skip
+                    )
                 )
 
             self._reception.admit(channel, server, start)
@@ -204,7 +221,7 @@ class RdmaConnector:
         if address.get("kind") != KIND:
             raise ConnectFailed(f"{peer}: {address} is not the address of an RDMA listener")
         host, port = net.host_and_port(peer, address)
-        fabric = self._port.device.port.fabric
+        fabric = self._port.fabric
         deadline = time.monotonic() + self._timeout_s
         refusal = geometry_refusal(geometry, 1 << 62)
         if address.get("fabric") != fabric:
@@ -225,12 +242,9 @@ class RdmaConnector:
         self, sock: socket.socket, peer: str, peer_incarnation: int, g: Geometry, deadline: float
     ) -> SlotClient:
         session = Session.ask(sock, self._secret, deadline)
-        requests = _ring(self._worker, g.slots, g.request_bytes)
-        replies = _ring(self._worker, g.slots, g.reply_bytes)
-        link = RdmaLink(
-            self._port, self._settings, requests, g.slots, g.request_bytes, replies,
-            self._silent_loss_s,
-        )  # fmt: skip
+        requests, replies, link = _make_link(
+            self._port, self._settings, self._worker, g, self._silent_loss_s, server=False
+        )
         try:
             join = Join(
                 KIND,
@@ -245,7 +259,7 @@ class RdmaConnector:
             )
             answer = session.join(join, deadline)
             nbytes = native.module.ring_bytes(g.slots, g.request_bytes)
-            link.connect(rdma_offer.decode(answer.offer, self._port.device.port.fabric, nbytes))
+            link.connect(rdma_offer.decode(answer.offer, self._port.fabric, nbytes))
             net.silent_loss_after(sock, self._silent_loss_s)
             channel = SlotClient(
                 KIND,
@@ -267,7 +281,7 @@ class RdmaConnector:
                     replies,
                     g.reply_bytes,
                     drain_s=0.0,
-                )  # fmt: skip
+                )
             )
         except BaseException:
             link.close()

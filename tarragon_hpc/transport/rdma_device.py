@@ -19,11 +19,15 @@ _opened: weakref.WeakValueDictionary[tuple[str, int, int | None], OpenPort] = (
 
 
 class OpenPort:
-    """A port and the pump of all links through it. Closed with the last reference to it."""
+    """A port and the pump of all links through it. Closed with the last reference to it.
+
+    fabric: see `rdma_ports.Port`
+    """
 
     def __init__(self, port: Port) -> None:
         """Raises ConfigError."""
         self.device = _verbs.Device(port)
+        self.fabric = port.fabric
         self.pump = RdmaPump(f"rdma-{port.device}")
 
     def __repr__(self) -> str:

@@ -16,10 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rdma.clock import kernel_argument
 from tests.rdma.prepare import PYVERBS, prepare
 
 ROOT = Path(__file__).parents[2]
 _GRACE_S = 20.0
+_KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -80,7 +82,7 @@ class Guest:
                     *("-smp", str(cpus), "-m", str(memory_mib)),
                     *("-nodefaults", "-no-reboot", "-display", "none"),
                     *("-kernel", str(boot / "vmlinuz"), "-initrd", str(boot / "initrd")),
-                    *("-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"),
+                    *("-append", f"{_KERNEL} {kernel_argument()}"),
                     *("-serial", f"file:{self._console}"),
                     *("-chardev", f"socket,id=jobs,fd={theirs.fileno()}"),
                     *("-serial", "chardev:jobs"),
