@@ -19,11 +19,7 @@ TcpLink::TcpLink(const Ring &outgoing, Ring &incoming, uint32_t slots,
       process_(getpid()), pump_(TcpPump::instance()), id_(pump_.new_id()), queue_(slots),
       sent_(slots), inbox_(serves, slots, incoming_bytes) {}
 
-TcpLink::~TcpLink() {
-    for (const int fd : {data_, control_})
-        if (fd >= 0)
-            close(fd);
-}
+TcpLink::~TcpLink() { close_sockets(); }
 
 void TcpLink::start(int data, int control, const LostFlag &lost, Doorbell &bell) {
     data_ = data;
@@ -42,8 +38,10 @@ void TcpLink::start(int data, int control, const LostFlag &lost, Doorbell &bell)
 }
 
 void TcpLink::stop() {
-    if (getpid() != process_ || data_ < 0)  // a forked child has no part in the connections
+    if (data_ < 0)
         return;
+    if (getpid() != process_)  // a forked child has no part in this
+        return close_sockets();
     {
         std::lock_guard lock(receiving_lock_);
         over_ = true;
@@ -57,8 +55,13 @@ void TcpLink::stop() {
     }
     pump_.leave(id_);
     send(control_, &kTcpBye, 1, kFlags);
+    close_sockets();
+}
+
+void TcpLink::close_sockets() {
     for (int *fd : {&control_, &data_}) {
-        close(*fd);
+        if (*fd >= 0)
+            close(*fd);
         *fd = -1;
     }
 }
@@ -87,13 +90,14 @@ bool TcpLink::may_go_on() {
 }
 
 void TcpLink::send_queued() {
-    for (;;) {
+    for (uint64_t turn = 0;;) {
         Message &m = queue_[first_];
-        const ssize_t count = send_some(m);
+        const ssize_t count = turn < kTcpTurn ? send_some(m) : (errno = EAGAIN, -1);
         const int error = count < 0 ? errno : 0;
         if (error == EINTR)
             continue;
         if (!error) {
+            turn += static_cast<uint64_t>(count);
             m.sent += static_cast<uint64_t>(count);
             if (m.sent < kHeader + m.header.nbytes)
                 continue;

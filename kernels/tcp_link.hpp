@@ -15,6 +15,8 @@
 
 // A peer is asked for a sign of life whenever it has said nothing for this part of `silent_loss`.
 constexpr int64_t kPings = 4;
+// So many bytes are moved each way, then other links get their turn.
+constexpr uint64_t kTcpTurn = 4 << 20;
 
 class TcpLink : public TcpPumped, public std::enable_shared_from_this<TcpLink> {
 public:
@@ -48,6 +50,7 @@ private:
         uint64_t sent;  // of header and slot together
     };
 
+    void close_sockets();
     bool may_go_on();
     void send_queued();
     ssize_t send_some(const Message &m) const;

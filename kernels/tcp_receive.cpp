@@ -12,8 +12,6 @@
 namespace {
 
 constexpr uint64_t kHeader = sizeof(TcpHeader);
-// So much is received, then other links get their turn.
-constexpr uint64_t kTurn = 4 << 20;
 // A farewell and the last replies travel on different connections: so long one waits for the other.
 constexpr int64_t kGrace = 20'000'000;
 // Signs of life that a peer may have asked for without reading them.
@@ -38,7 +36,7 @@ void TcpLink::on_data(uint32_t events) {
 }
 
 void TcpLink::receive() {
-    for (uint64_t turn = 0; turn < kTurn && !over_;) {
+    for (uint64_t turn = 0; turn < kTcpTurn && !over_;) {
         const bool in_header = received_ < kHeader;
         const uint64_t at = in_header ? received_ : received_ - kHeader;
         uint8_t *base = in_header ? reinterpret_cast<uint8_t *>(&header_)
@@ -174,20 +172,22 @@ bool TcpLink::silent() const {
 
 int64_t TcpLink::on_time(int64_t now_ns) {
     std::lock_guard lock(receiving_lock_);
-    if (!over_ && !end_ns_ && silent()) {
-        // It may be this process that was stopped, with the answers unread.
-        read_control();
+    const bool late = end_ns_ && now_ns >= end_ns_;
+    if (!over_ && (late || silent())) {
+        // It may be this process that was held up, with everything there.
+        if (!control_end_)
+            read_control();
         if (!over_ && !data_end_)
             receive();
-        if (!over_ && !end_ns_ && silent()) {
-            char text[40];
-            snprintf(text, sizeof text, "silent for %.1f s",
-                     1e-9 * static_cast<double>(monotonic_ns() - heard_ns_.load()));
-            lose(text);
-        }
     }
-    if (!over_ && end_ns_ && now_ns >= end_ns_)
+    if (!over_ && late)
         lose(tcp_reason(data_end_, control_end_));
+    if (!over_ && !end_ns_ && silent()) {
+        char text[40];
+        snprintf(text, sizeof text, "silent for %.1f s",
+                 1e-9 * static_cast<double>(monotonic_ns() - heard_ns_.load()));
+        lose(text);
+    }
     if (over_)
         return 0;
     if (end_ns_)

@@ -54,6 +54,7 @@ class Reception:
         self._accepted: list[ServerChannel] = []
         # Handshakes under way; no socket any more once it is somebody else's.
         self._joining: dict[threading.Thread, socket.socket | None] = {}
+        self._aside: set[threading.Thread] = set()
         sock.setblocking(False)
         monitor.watch(sock.fileno(), self._on_connection)
 
@@ -95,6 +96,12 @@ class Reception:
             stale.cut(f"replaced by {client}.{incarnation}")
         self._bell.ring()
 
+    def step_aside(self) -> None:
+        """A handshake with somebody who knows the secret waits for another one, in its thread: it
+        does not count any more."""
+        with self._lock:
+            self._aside.add(threading.current_thread())
+
     def keep(self) -> None:
         """The handshake's socket has become part of something else, in its thread."""
         with self._lock:
@@ -124,7 +131,7 @@ class Reception:
         except OSError:
             return  # the client has gone again, or this listener has
         with self._lock:
-            if self.closed or len(self._joining) >= MAX_JOINING:
+            if self.closed or len(self._joining) - len(self._aside) >= MAX_JOINING:
                 sock.close()
                 return
             thread = threading.Thread(
@@ -141,6 +148,7 @@ class Reception:
             log.warning("%s refused a connection: %s", self._worker, error)
         finally:
             with self._lock:
+                self._aside.discard(me)
                 mine = self._joining.pop(me)
             if mine is not None:
                 mine.close()

@@ -103,6 +103,7 @@ class TcpListener:
             raise ConnectFailed(refusal)
         with self._pairing.first(join) as first:
             session.reply(Answer(offer={tcp_pairing.TOKEN: first.token}), deadline)
+            self._reception.step_aside()
             data, session = first.wait(control, deadline)
             try:
                 self._admit(join, data, control, session, deadline)

@@ -16,7 +16,6 @@ from tarragon_hpc import native
 from tarragon_hpc.errors import ConfigError, ConnectFailed
 from tarragon_hpc.transport import blocking, handshake, memory, unix
 from tarragon_hpc.transport.base import Geometry
-from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.shm import ShmConnector, ShmListener
 from tarragon_hpc.wire import auth
 
@@ -25,14 +24,6 @@ pytestmark = pytest.mark.native
 SECRET = b"s" * 32
 GEOMETRY = Geometry(2, 256, 512)
 SOON = 20.0
-
-
-@pytest.fixture
-def bells():
-    made = [ProcessDoorbell(), ProcessDoorbell()]
-    yield made
-    for bell in made:
-        bell.close()
 
 
 @pytest.fixture
