@@ -17,6 +17,7 @@ class SlowTcpWorld(TcpWorld):
     cut_seen_s = 6.0
     silent_loss_s = 6.0
     load = 100
+    large = 128 << 10
 
     @staticmethod
     def possible():
