@@ -81,7 +81,7 @@ def _download(folder: Path) -> Path:
     depends = _run("apt-cache", "depends", KERNEL)
     package = re.search(r"Depends: (linux-image-\S+)", depends)
     if package is None:
-        raise Unprepared(f"apt knows no {KERNEL}: run `apt-get update`; the tests need Debian")
+        raise Unprepared(f"apt knows no {KERNEL}, the kernel of Debian: run `apt-get update`")
     folder.chmod(0o755)  # apt downloads as a user of its own
     _run("apt-get", "download", "-qq", package[1], cwd=folder)
     return next(folder.glob("*.deb"))
@@ -151,7 +151,7 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 
 
 def _install() -> None:
-    """Get the packages that are missing, as root."""
+    """Get what is missing, and apt's lists of what there is."""
     sudo = [] if os.getuid() == 0 else ["sudo"]
     _run(*sudo, "apt-get", "update", "-qq")
     needed = missing()
@@ -159,10 +159,19 @@ def _install() -> None:
         _run(*sudo, "apt-get", "install", "-qqy", "--no-install-recommends", *needed)
 
 
+def main(install: bool) -> Path:
+    """As `prepare`; install: what that takes, if it is not there."""
+    try:
+        return prepare()
+    except Unprepared:
+        if not install:
+            raise
+    _install()
+    return prepare()
+
+
 if __name__ == "__main__":
     try:
-        if "--install" in sys.argv[1:] and missing():
-            _install()
-        print(prepare())
+        print(main("--install" in sys.argv[1:]))
     except Unprepared as error:
         sys.exit(f"error: {error}")
