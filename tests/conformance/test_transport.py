@@ -74,7 +74,7 @@ def test_buffers_have_the_agreed_size_and_the_receiver_cannot_write(pair):
 
 
 def test_large_slots_arrive_whole(world):
-    size = (8 << 20) + 3
+    size = world.large + 3
     pair = Pair(world, Geometry(2, size, size + 64))
     data = np.random.default_rng(0).bytes(size)
     for _ in range(3):
@@ -88,7 +88,7 @@ def test_large_slots_arrive_whole(world):
 
 def test_nobody_waits_for_a_peer_that_does_not_look(world):
     """Large messages both ways, none of them read before all are sent."""
-    size = 4 << 20
+    size = world.large // 2
     pair = Pair(world, Geometry(4, size, size))
     begin = time.monotonic()
     slots = [ask(pair.client, bytes([n]) * size) for n in range(4)]
@@ -206,7 +206,7 @@ def test_both_directions_at_once_under_load(world):
     )
     server = until(back_bell[0], lambda: first(listener.accepted()))
     world.made(server)
-    n = 1000
+    n = world.load
     threads = [
         threading.Thread(target=serve, args=(n, pair.server, pair.server_bell)),
         threading.Thread(target=drive, args=(n, pair.client, pair.client_bell, 1)),

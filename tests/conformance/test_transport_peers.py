@@ -109,7 +109,7 @@ def test_a_server_that_leaves_says_so_and_comes_back_as_another(world, reply_to)
 
 
 def test_nobody_waits_for_a_stopped_peer(world, reply_to):
-    size = 4 << 20
+    size = world.large // 2
     big = Geometry(4, size, size)
     bell = world.bell()
     peer, address = world.serving_peer("echo")
@@ -131,7 +131,7 @@ def test_nobody_waits_for_a_stopped_peer(world, reply_to):
 
 
 def test_a_stopped_peer_does_not_keep_anybody_from_closing(world):
-    size = 4 << 20
+    size = world.large // 2
     bell = world.bell()
     peer, address = world.serving_peer("mute")
     client = world.connector(bell).connect("ew0", 1, address, Geometry(4, size, size))

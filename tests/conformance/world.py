@@ -39,7 +39,14 @@ class World:
     has_network = False
     one_link = False  # whether all workers share it
     cut_seen_s = 1.0  # when both ends of a cut link know
+    load = 1000  # requests of the test under load, each way
+    large = 8 << 20  # bytes of a large message
     silent_loss_s = 1.0  # when both ends of a silent one know; `listener` and `connector` are told
+
+    @staticmethod
+    def possible():
+        """Whether this machine has what it takes."""
+        return True
 
     def __init__(self, directory):
         self.directory = directory

@@ -15,6 +15,7 @@ HOST = "127.0.0.1"
 class TcpWorld(ProcessWorld):
     name = "tcp"
     has_network = True
+    host = HOST
     death_seen_s = 0.25  # the news passes through the relay's thread
     # A peer is asked after a quarter of it, and may take all of it to answer.
     _silent_loss_s = ProcessWorld.silent_loss_s * 0.6
@@ -22,18 +23,22 @@ class TcpWorld(ProcessWorld):
     def __init__(self, directory):
         super().__init__(directory)
         self._relays = {}
+        # A peer is asked after a quarter of it, and may take all of it to answer.
+        self._silent_loss_s = self.silent_loss_s * 0.6
 
     def listener(self, bell, worker="ew0", incarnation=1, secret=peer.SECRET):
         return self.made(
-            TcpListener(HOST, worker, incarnation, secret, bell, silent_loss_s=self._silent_loss_s)
+            TcpListener(
+                self.host, worker, incarnation, secret, bell, silent_loss_s=self._silent_loss_s
+            )
         )
 
     def connector(self, bell, worker="aw0", incarnation=1, secret=peer.SECRET):
         return TcpConnector(worker, incarnation, secret, bell, silent_loss_s=self._silent_loss_s)
 
     def nowhere(self):
-        with socket.create_server((HOST, 0)) as sock:  # a port that nobody has any more
-            return {"kind": "tcp", "host": HOST, "port": str(sock.getsockname()[1])}
+        with socket.create_server((self.host, 0)) as sock:  # a port that nobody has any more
+            return {"kind": "tcp", "host": self.host, "port": str(sock.getsockname()[1])}
 
     def reach(self, worker, address):
         """Through the worker's relay, which leads to where it listens now."""

@@ -12,8 +12,12 @@ from tests.conformance.world_faulty import FaultyInproc, FaultyShm, FaultyTcp
 from tests.conformance.world_inproc import InprocWorld
 from tests.conformance.world_rdma import RdmaWorld
 from tests.conformance.world_shm import ShmWorld
+from tests.conformance.world_slow_tcp import SlowTcpWorld
 from tests.conformance.world_tcp import TcpWorld
 
-_HERE = (InprocWorld, ShmWorld, TcpWorld, *([RdmaWorld] if RdmaWorld.possible() else ()))
-PLAIN = {world.name: world for world in _HERE}
+PLAIN = {
+    world.name: world
+    for world in (InprocWorld, ShmWorld, TcpWorld, RdmaWorld, SlowTcpWorld)
+    if world.possible()
+}
 WORLDS = PLAIN | {world.name: world for world in (FaultyInproc, FaultyShm, FaultyTcp)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _USERS = re.compile(r'\("[^"]*",pid=(\d+),fd=\d+\)')
-_LIBRARIES = re.compile(r"/[^ ]*lib(mpi|pmi|pmix|nccl|rccl|ucc|oshmem)[a-z_]*\.so[^ ]*")
+_LIBRARIES = re.compile(r"/[^ \n]*lib(mpi|pmi|pmix|nccl|rccl|ucc|oshmem)[a-z_]*\.so[^ \n]*")
 _RANKS = re.compile(
     r"(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|(OMPI|PMI|PMIX|I_MPI|MPI)_.*)=(.*)"
 )

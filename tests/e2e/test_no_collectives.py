@@ -74,7 +74,8 @@ def test_workers_are_connected_to_the_head_and_their_peers_only(tiny_models, tmp
             mine = [s for s in sockets if pid in s.pids]
             assert any(s.kind == "tcp" and s.peer.endswith(f":{control}") for s in mine), name
             assert len(mine) >= 3, name
-        assert strangers(sockets, workers, head, doors(service.run_dir)) == []
+        wrong = strangers(sockets, workers, head, doors(service.run_dir))
+        assert not wrong, "\n".join(wrong)
         for name, pid in workers.items():
             assert collective_libraries(pid) == set(), name
             assert ranks(pid) == [], name
@@ -117,7 +118,8 @@ def test_a_library_of_mpi_would_be_seen(tmp_path):
     library = tmp_path / "libmpi.so.40"
     library.write_bytes(bytes(4096))
     script = (
-        "import mmap, sys; m = mmap.mmap(open(sys.argv[1]).fileno(), 0, prot=1); print(); input()"
+        "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=1);"
+        "print(flush=True); input()"
     )
     command = [sys.executable, "-c", script, str(library)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -23,7 +23,6 @@ import pytest
 
 from tarragon_hpc.cluster.rendezvous import (
     CONFIG,
-    HEAD,
     JOURNAL,
     LOGS,
     SECRET,
@@ -37,6 +36,7 @@ from tarragon_hpc.wire.codec import encode
 from tarragon_hpc.wire.to_head import Register, StopRun
 from tests.e2e.crowd import start
 
+HEAD = "head.1.json"
 OPT_OUT = "TARRAGON_NO_SECOND_USER"
 SCRIPT = Path(__file__).with_name("stranger.py")
 KEY = "key-a1b2c3d4e5"

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
-from tarragon_hpc.errors import RequestError
+from tarragon_hpc.errors import Overloaded, RequestError
 from tarragon_hpc.gateway.body import read_json_body
 from tarragon_hpc.gateway.fields import read_request
 from tarragon_hpc.gateway.front import KeyRing
@@ -15,6 +15,7 @@ from tarragon_hpc.gateway.prompts import completion_prompts
 from tarragon_hpc.gateway.replay import read_position
 from tarragon_hpc.gateway.sampling import Limits, SamplingDefaults, check_prompt, sampling_specs
 from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
+from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.wire.codec import encode
 from tarragon_hpc.wire.to_worker import Submit
 from tests.fuzz.target import Family
@@ -76,21 +77,25 @@ def _read(data):
     raise AssertionError("it waited for something")
 
 
+SESSIONS = Sessions(lambda *_: None, 16)
+
+
 def _use(request, prompts):
+    SESSIONS.check_count(len(prompts) * request.n)
     for prompt in prompts:
         check_prompt(prompt, LIMITS, "prompt")
         for spec in sampling_specs(request, len(prompt), LIMITS, NEUTRAL):
             encode(Submit("r", prompt, spec))
 
 
-@family.add(_completions, RequestError)
+@family.add(_completions, RequestError, Overloaded)
 def completion_body(data):
     request = read_request(CompletionRequest, _read(data))
     prompts = completion_prompts(request.prompt)
     _use(request, [[1, 2] if isinstance(p, str) else p for p in prompts])
 
 
-@family.add(_chats, RequestError)
+@family.add(_chats, RequestError, Overloaded)
 def chat_body(data):
     request = read_request(ChatRequest, _read(data))
     json.dumps([message.plain() for message in request.messages])

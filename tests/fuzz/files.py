@@ -1,4 +1,4 @@
-"""Files that are read: configuration, journal, timeline, records, secrets, checkpoints, batches."""
+"""Files that are read: configuration, journal, timeline, secrets, checkpoints, batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import msgspec
 from safetensors.numpy import save
 
 from tarragon_hpc.cluster.certificate import CERTIFICATE, make_certificate, run_tls
-from tarragon_hpc.cluster.rendezvous import HEAD, read_head
 from tarragon_hpc.config import dump_config, load_config
 from tarragon_hpc.config.load import parse_override
 from tarragon_hpc.errors import ClusterError, ConfigError, ModelError, UserError
@@ -84,17 +83,6 @@ def journal(data):
 def timeline(data):
     for line in parse_lines(data):
         msgspec.json.encode(line)
-
-
-def _heads():
-    fields = {"run": "r", "pid": 1, "host": "h", "control_host": "127.0.0.1", "control_port": 5}
-    return [msgspec.json.encode(fields | {"endpoint": "http://h", "runtime_dir": "/tmp/x"})]
-
-
-@family.add(_heads, ClusterError)
-def head(data):
-    with _Folder(HEAD, data) as folder:
-        read_head(folder)
 
 
 @family.add(lambda: [bytes(range(SECRET)).hex().encode(), b"00" * SECRET + b"\n"], ConfigError)

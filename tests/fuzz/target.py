@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FAMILIES = ("control", "joins", "dispatches", "kv", "bodies", "files")
+FAMILIES = ("control", "joins", "dispatches", "kv", "bodies", "files", "transports")
 
 
 LONGEST_MESSAGE = 20_000

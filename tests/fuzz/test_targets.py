@@ -15,6 +15,9 @@ from tarragon_hpc.wire import codec, kv, parse
 from tests.fuzz.target import all_targets
 
 TARGETS = all_targets()
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.native] if name == "tcp_link" else []) for name in TARGETS
+]
 CORPUS = Path(__file__).with_name("corpus")
 CORPUS_BYTES = 200 << 10
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 63, (1 << 64) - 1]
@@ -55,7 +58,7 @@ def corpus(name):
     return sorted((CORPUS / name).iterdir()) if (CORPUS / name).is_dir() else []
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_known_inputs(name):
     for seed in TARGETS[name].seeds():
         TARGETS[name].run(seed)
@@ -63,7 +66,7 @@ def test_known_inputs(name):
         TARGETS[name].run(path.read_bytes())
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_new_inputs(name):
     target = TARGETS[name]
     bases = target.seeds() + [path.read_bytes() for path in corpus(name)]

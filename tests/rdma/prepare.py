@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -54,6 +55,9 @@ def prepare() -> Path:
             f"the RDMA tests need Debian's packages {', '.join(missing())}: "
             "run `python tests/rdma/prepare.py --install`, or skip them with TARRAGON_NO_GUEST=1"
         )
+    if not (PYVERBS / f"device{sysconfig.get_config_var('EXT_SUFFIX')}").exists():
+        theirs = ", ".join(sorted(p.name for p in PYVERBS.glob("device.*.so")))
+        raise Unprepared(f"{PYVERBS} is for another Python than this one: {theirs}")
     recipe = hashlib.sha256(INIT.read_bytes() + Path(__file__).read_bytes())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made = caches / "tarragon-hpc" / f"guest-{recipe.hexdigest()[:12]}"
@@ -77,7 +81,7 @@ def _download(folder: Path) -> Path:
     depends = _run("apt-cache", "depends", KERNEL)
     package = re.search(r"Depends: (linux-image-\S+)", depends)
     if package is None:
-        raise Unprepared(f"apt knows no {KERNEL}: run `apt-get update`; the tests need Debian")
+        raise Unprepared(f"apt knows no {KERNEL}, the kernel of Debian: run `apt-get update`")
     folder.chmod(0o755)  # apt downloads as a user of its own
     _run("apt-get", "download", "-qq", package[1], cwd=folder)
     return next(folder.glob("*.deb"))
@@ -147,7 +151,7 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 
 
 def _install() -> None:
-    """Get the packages that are missing, as root."""
+    """Get what is missing, and apt's lists of what there is."""
     sudo = [] if os.getuid() == 0 else ["sudo"]
     _run(*sudo, "apt-get", "update", "-qq")
     needed = missing()
@@ -155,10 +159,19 @@ def _install() -> None:
         _run(*sudo, "apt-get", "install", "-qqy", "--no-install-recommends", *needed)
 
 
+def main(install: bool) -> Path:
+    """As `prepare`; install: what that takes, if it is not there."""
+    try:
+        return prepare()
+    except Unprepared:
+        if not install:
+            raise
+    _install()
+    return prepare()
+
+
 if __name__ == "__main__":
     try:
-        if "--install" in sys.argv[1:] and missing():
-            _install()
-        print(prepare())
+        print(main("--install" in sys.argv[1:]))
     except Unprepared as error:
         sys.exit(f"error: {error}")

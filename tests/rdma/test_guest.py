@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 from tests.rdma.conftest import wire
 
+SCRIPTS = sorted(Path(__file__).with_name("in_guest").glob("*.py"))
+DEATH = "node_death"  # takes two guests: test_node_death.py
 
-def test_the_transport_suite(run_tests):
-    run_tests("tests/conformance", "-k", "shm", deadline_s=120)
+
+def test_the_transport_suite_over_rdma(run_tests):
+    run_tests("tests/conformance", "-k", "rdma", deadline_s=270)
+
+
+@pytest.mark.parametrize("name", [s.stem for s in SCRIPTS if s.stem != DEATH])
+def test_a_script(run_script, name):
+    run_script(f"tests.rdma.in_guest.{name}", deadline_s=200)
+
+
+def test_the_transport_suite_over_tcp_with_latency_and_loss(guest, run_tests):
+    wire(guest, "slow", "20ms", "5%")
+    run_tests("tests/conformance", "-k", "slow-tcp", deadline_s=270, TARRAGON_SLOW_WIRE="1")
+    wire(guest, "mend")
 
 
 def doctor(guest):
-    """What it says of the ways to other nodes; two lines of thirteen, for torch takes a minute."""
+    """What it says of the ways to other nodes: for the rest it would import torch for a minute."""
     what = ["rdma", "verbs", "transport", "network"]
     done = guest.run(["python", "-m", "tarragon_hpc.cli", "doctor", *what, "--json"], 150)
     assert done.status == 0, done.output

@@ -7,7 +7,6 @@ memory, but for `/jobs`. QEMU interprets (TCG): it needs no privilege and is 10 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from tests.rdma.clock import kernel_argument
 from tests.rdma.prepare import PYVERBS, prepare
 
 ROOT = Path(__file__).parents[2]
-BOOT_S = 120.0  # 5 s on an idle machine
 _GRACE_S = 20.0
 _KERNEL = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -53,8 +51,10 @@ class Job:
 class Guest:
     """One virtual machine; runs jobs one after the other. Close it.
 
-    `wire`: paths of two Unix sockets, this end's and the other's: a network card that is joined to
-    another guest's. Raises `Unprepared` or `GuestLost`.
+    wire, end: a folder, and which end of the wire there is this guest's (1 or 2): a network card
+    joined to the guest at the other end
+
+    Raises `Unprepared`; the other methods raise `GuestLost`.
     """
 
     def __init__(
@@ -63,11 +63,13 @@ class Guest:
         *,
         cpus: int = 2,
         memory_mib: int = 2048,
-        wire: tuple[Path, Path] | None = None,
+        wire: Path | None = None,
+        end: int = 1,
+        boot_s: float = 120.0,  # 5 s on an idle machine
     ) -> None:
         self.directory = directory
-        self.directory.mkdir(parents=True, exist_ok=True)
         self._console = directory / "console"
+        self._boots_until: float | None = time.monotonic() + boot_s
         self._count = 0
         boot = prepare()
         self._line, theirs = socket.socketpair()
@@ -86,38 +88,41 @@ class Guest:
                     *("-serial", "chardev:jobs"),
                     *_shared("root", Path("/"), ",readonly=on"),
                     *_shared("jobs", directory),
-                    *(_card(*wire) if wire else ()),
+                    *(_card(wire, end) if wire else ()),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
             )
-        try:
-            ready = self._read(time.monotonic() + BOOT_S, "boot")
-            self.boot_s = float(ready.removeprefix("ready "))
-            self._add_pyverbs()
-        except BaseException:
-            self.close()
-            raise
+
+    @property
+    def pid(self) -> int:
+        """Of QEMU."""
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
         """Whether it can be given jobs."""
         return self._process.poll() is None
 
-    def run(self, command: list[str], deadline_s: float, **env: str) -> Done:
+    def run(self, command: list[str], deadline_s: float, **more: str) -> Done:
         """Run a command in the checkout, as root, with the interpreter's programs in PATH."""
-        return self.wait(self.start(command, deadline_s, **env))
+        return self.wait(self.start(command, deadline_s, **more))
 
-    def start(self, command: list[str], deadline_s: float, **env: str) -> Job:
-        """Hand over a command without waiting for its end."""
+    def start(self, command: list[str], deadline_s: float, **more: str) -> Job:
+        """Hand over a command without waiting for its end; wait for the end of the boot, though."""
+        if self._boots_until is not None:
+            self._read(self._boots_until, "boot")
+            self._boots_until = None
+            self._add_pyverbs()
         self._count += 1
         job = Job(str(self._count), self.directory / str(self._count), deadline_s, time.monotonic())
         job.folder.mkdir()
         # not the interpreter's real path: its place says which packages it has
         path = f"{Path(sys.executable).parent}:{_PATH}"
-        env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "TMPDIR": "/run/tmp"} | env
+        env = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "TMPDIR": "/run/tmp"}
+        env |= {"TARRAGON_IN_GUEST": "1"} | more
         pairs = shlex.join(f"{key}={value}" for key, value in env.items())
         (job.folder / "run").write_text(
             f"cd {shlex.quote(str(ROOT))} || exit\n"
@@ -175,9 +180,9 @@ def _shared(name: str, path: Path, options: str = "") -> list[str]:
     return ["-fsdev", source, "-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
 
 
-def _card(here: Path, there: Path) -> list[str]:
-    """A network card that gets frames at `here` and sends them to `there`."""
-    mac = f"52:54:00:00:00:{sum(os.fsencode(here)) % 256:02x}"
+def _card(wire: Path, end: int) -> list[str]:
+    """A network card whose frames are datagrams between two Unix sockets."""
+    here, there = wire / str(end), wire / str(3 - end)
     ends = f"local.type=unix,local.path={here},remote.type=unix,remote.path={there}"
-    device = f"virtio-net-pci,netdev=wire,mac={mac},host_mtu=4200"
+    device = f"virtio-net-pci,netdev=wire,mac=52:54:00:00:00:0{end},host_mtu=4200"
     return ["-netdev", f"dgram,id=wire,{ends}", "-device", device]

@@ -3,6 +3,7 @@
 #   cut | silence        both ports go down | packets vanish and the ports stay up
 #   slow DELAY LOSS      such as `slow 20ms 5%`, in each direction
 #   mend                 as laid
+#   join N               not these, but rxe0 on the card that leads to another guest; it is 10.77.0.N
 set -e
 
 # A route, a neighbour and an address of IPv6 are lost with the link.
@@ -45,6 +46,12 @@ END
   up
   rdma link add rxe0 type rxe netdev v0
   rdma link add rxe1 type rxe netdev v1
+  ;;
+join)
+  card=$(ls /sys/class/net | grep -v lo)
+  ip address add 10.77.0.$2/24 dev $card
+  ip link set $card up mtu 4200
+  rdma link add rxe0 type rxe netdev $card
   ;;
 cut) ip link set v1 down ;;
 silence) netem loss 100% ;;

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 MOUNTS = """\
 1 0 8:1 / / rw - ext4 /dev/sda1 rw
-2 1 0:5 / /home rw,relatime shared:7 - nfs4 server:/home rw
-3 1 0:6 / /home/my\\040runs rw master:1 - lustre mds:/x rw
-4 1 0:7 / /homes rw - newfs x rw
-5 2 0:8 / /home rw - gpfs x rw
+2 1 0:5 / /net rw,relatime shared:7 - nfs4 server:/net rw
+3 1 0:6 / /net/my\\040runs rw master:1 - lustre mds:/x rw
+4 1 0:7 / /nets rw - newfs x rw
+5 2 0:8 / /net rw - gpfs x rw
 """
 
 
@@ -29,11 +29,11 @@ MOUNTS = """\
     ("path", "kind"),
     [
         ("/", "ext4"),
-        ("/home", "gpfs"),
-        ("/home/u", "gpfs"),
-        ("/home/my runs/x", "lustre"),
-        ("/homes/u", "newfs"),
-        ("/homer", "ext4"),
+        ("/net", "gpfs"),
+        ("/net/u", "gpfs"),
+        ("/net/my runs/x", "lustre"),
+        ("/nets/u", "newfs"),
+        ("/netr", "ext4"),
     ],
 )
 def test_the_type_of_a_filesystem_is_that_of_the_mount_that_is_seen(path, kind):

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tarragon_hpc.cluster import node
 from tarragon_hpc.cluster.node_dir import socket_directory, sweep
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.transport.interfaces import boot_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-BOOT = node.boot_id()[:8]
+BOOT = boot_id()[:8]
 LIVE = """
 import os, sys, tempfile
 from tarragon_hpc.cluster.node_dir import socket_directory
@@ -59,7 +59,7 @@ def living(tmp: Path, nonce: str) -> subprocess.Popen[str]:
 def test_on_the_heads_node_it_is_the_heads(tmp: Path):
     theirs = tmp / "tarragon-x"
     theirs.mkdir(mode=0o700)
-    with socket_directory(head(theirs, node.boot_id())) as path:
+    with socket_directory(head(theirs, boot_id())) as path:
         assert path == theirs
         assert os.listdir(theirs) == []
     assert os.listdir(tmp) == ["tarragon-x"]
@@ -73,7 +73,7 @@ def test_elsewhere_it_is_one_of_our_own_that_goes_with_the_last(tmp: Path, where
     if where == "a link":
         theirs = theirs.rename(tmp / "real").with_name("theirs")
         theirs.symlink_to("real")
-    record = head(theirs, "other" if where == "another node" else node.boot_id())
+    record = head(theirs, "other" if where == "another node" else boot_id())
     before = set(os.listdir(tmp))
     with socket_directory(record) as path:
         assert path == tmp / f"tarragon-{'a' * 12}-{BOOT}"
