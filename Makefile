@@ -8,7 +8,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 DEMO := demo-out
 
-.PHONY: help install native demo test test-rdma check stress stress-ew stress-aw stress-cs format clean
+.PHONY: help install native demo test test-rdma check stress stress-ew stress-aw stress-cs fuzz \
+  format clean
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -84,6 +85,12 @@ stress-cs: install  ## 52 kills of checkpoint stores
 	  $(TINY); \
 	  $(FAILOVER) --kill cs --count 13 --no-restart --json bench-out/$$family-cs.json; \
 	done
+
+# Installed here only: nothing else needs it.
+SECONDS ?= 600
+fuzz: install  ## all parsers under hostile input for SECONDS=600, guided by coverage
+	$(PIP) install -q 'atheris>=3'  # the extra `fuzz`; the package itself stays as it is
+	nice $(BIN)/python -m tests.fuzz.run $(SECONDS)
 
 format: install  ## rewrite the code in the house format
 	$(BIN)/ruff format .

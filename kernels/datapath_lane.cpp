@@ -21,6 +21,7 @@ namespace {
 struct Call {
     Assignment assignment;
     const void *lane;  // that sent it
+    uint32_t layer;
     std::vector<uint32_t> slots{};
     uint64_t first_sequence = 0;  // of the first part; the others follow
     int64_t sent_ns = 0, waited_ns = 0;
@@ -51,7 +52,7 @@ public:
     std::optional<Call> send(uintptr_t topk_ids, uint32_t rows, uintptr_t hidden,
                              uint64_t first_sequence, uint32_t layer) {
         Call call{router_.assign(reinterpret_cast<const int32_t *>(topk_ids), rows),
-                  this};
+                  this, layer};
         const std::vector<Part> &parts = call.assignment.parts();
         if (!call.assignment.missing().empty())
             return std::nullopt;
@@ -147,8 +148,8 @@ private:
         return h.magic == kReplyMagic && h.status == 0 &&
                h.dtype == static_cast<uint16_t>(shape.dtype) &&
                h.incarnation == worker.incarnation && h.epoch == shape.epoch &&
-               h.sequence == call.first_sequence + i && h.pairs == part.pairs &&
-               h.hidden == shape.hidden;
+               h.sequence == call.first_sequence + i && h.layer == call.layer &&
+               h.pairs == part.pairs && h.hidden == shape.hidden;
     }
 
     Router &router_;

@@ -101,6 +101,7 @@ void TcpPump::start() {
         change(EPOLL_CTL_ADD, wake_, kWake, EPOLLIN);
         change(EPOLL_CTL_ADD, timer_, kTimer, EPOLLIN);
         thread_ = quiet_thread([this] { run(); });
+        pthread_setname_np(thread_.native_handle(), "tarragon-tcp");
     } catch (...) {
         end();
         throw;
@@ -120,7 +121,6 @@ void TcpPump::end() {
 }
 
 void TcpPump::run() {
-    pthread_setname_np(pthread_self(), "tarragon-tcp");
     epoll_event events[64];
     for (;;) {
         const int count = epoll_wait(epoll_, events, 64, -1);

@@ -17,6 +17,8 @@ TarragonError
 ├── FrameError             bytes from a peer that are not a valid message; the connection is dropped
 ├── AuthError              a peer without the run's secret; the connection is dropped
 └── ClusterError           workers could not be started or supervised: exit status 3
+    ├── RecordError            a file of the run directory that is no whole record of its kind
+    └── Claimed                another process has this worker's incarnation: exit status 73
 
 Anything that is not in this tree is a bug: it ends the process, and the supervisor reports it.
 """
@@ -127,3 +129,13 @@ class ClusterError(TarragonError):
     """Workers could not be started or supervised."""
 
     exit_status = 3
+
+
+class RecordError(ClusterError):
+    """A file of the run directory that is no whole record of its kind."""
+
+
+class Claimed(ClusterError):
+    """Another process has taken this incarnation of a worker; there must never be two."""
+
+    exit_status = 73  # EX_CANTCREAT of sysexits.h

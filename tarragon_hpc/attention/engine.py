@@ -20,6 +20,7 @@ from vllm.v1.worker import gpu_model_runner
 
 from tarragon_hpc.attention import load_format
 from tarragon_hpc.attention.checkpoints import Checkpoints
+from tarragon_hpc.attention.deaf import deaf
 from tarragon_hpc.attention.expert_call import ExpertCalls
 from tarragon_hpc.attention.host_memory import CpuMemory, PinnedMemory
 from tarragon_hpc.attention.kv_connector import checkpointing
@@ -118,7 +119,7 @@ class Engine:
                 self._checkpoints = Checkpoints(
                     config.checkpoint, connect, lambda: self._calls.lost
                 )
-            with remote_experts(self._calls), checkpointing(self._checkpoints):
+            with remote_experts(self._calls), checkpointing(self._checkpoints), deaf():
                 self._llm = LLMEngine.from_vllm_config(self._config, disable_log_stats=True)
         except (ValueError, VLLMError) as error:  # pydantic's ValidationError is a ValueError
             raise explain(error) from error

@@ -15,6 +15,7 @@ _ENVIRONMENT = {
     "VLLM_CONFIGURE_LOGGING": "0",  # and logs where this process does
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "GLOO_SOCKET_IFNAME": "lo",  # no group has a member elsewhere; see `deaf`
     "TOKENIZERS_PARALLELISM": "false",
 }
 # Would override the configuration.

@@ -13,11 +13,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc import native
-from tarragon_hpc.config.schema import BatchingConfig
+from tarragon_hpc.bench import raw_medium
+from tarragon_hpc.config.schema import BatchingConfig, TransportConfig
 from tarragon_hpc.expert.server import ExpertServer
-from tarragon_hpc.models.spec import ExpertShape, ModelSpec
+from tarragon_hpc.models.spec import Dtype, ExpertShape, ModelSpec
+from tarragon_hpc.transport.auto import make_listener
 from tarragon_hpc.transport.bell import ProcessDoorbell
-from tarragon_hpc.transport.shm import ShmListener
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -52,15 +53,17 @@ class EchoBank:
         return 0
 
 
-def echo_spec(experts: int, top_k: int, hidden: int) -> ModelSpec:
-    """A model of one bfloat16 MoE layer, as far as the expert server looks at it."""
+def echo_spec(
+    experts: int, top_k: int, hidden: int, *, dtype: Dtype = "bfloat16", layers: int = 1
+) -> ModelSpec:
+    """A model of some MoE layers, as far as the expert server looks at it."""
     return ModelSpec(
         path="",
         family="mixtral",
         architecture="echo",
-        dtype="bfloat16",
-        layers=1,
-        moe_layers=(0,),
+        dtype=dtype,
+        layers=layers,
+        moe_layers=tuple(range(layers)),
         experts=experts,
         top_k=top_k,
         shape=ExpertShape(hidden=hidden, ffn=1),
@@ -72,25 +75,30 @@ def echo_spec(experts: int, top_k: int, hidden: int) -> ModelSpec:
 
 
 def main(argument: str) -> None:
-    """Serve as the JSON argument says: directory, secret, cpu, experts, hidden, spin_us, raw_fd,
-    raw_bytes."""
+    """Serve as the JSON argument says: transport, host, directory, secret, cpu, experts, hidden,
+    floor."""
     options = json.loads(argument)
     if options["cpu"] is not None:
         os.sched_setaffinity(0, {options["cpu"]})
-    raw = native.module.map_shared(options["raw_fd"], options["raw_bytes"])
-    spin_us = options["spin_us"]
-    threading.Thread(
-        target=native.module.pingpong_serve, args=(raw, spin_us), name="raw", daemon=True
-    ).start()
-    bell = ProcessDoorbell(spin_us)
-    listener = ShmListener(options["directory"], "ew0", 1, bytes.fromhex(options["secret"]), bell)
+    end_floor = raw_medium.serve(options["floor"])
+    config = TransportConfig.model_validate(options["transport"])
+    bell = ProcessDoorbell(config.spin_us)
+    listener = make_listener(
+        config,
+        runtime_dir=options["directory"],
+        host=options["host"],
+        worker="ew0",
+        incarnation=1,
+        secret=bytes.fromhex(options["secret"]),
+        bell=bell,
+    )
     spec = echo_spec(options["experts"], 1, options["hidden"])
     bank = EchoBank(spec.experts, spec.shape.hidden * 2)
     server = ExpertServer(bank, listener, bell, spec, 1, BatchingConfig())
 
     def stop_with_the_parent() -> None:
         sys.stdin.read()
-        native.module.pingpong_stop(raw)
+        end_floor()
         server.stop("the benchmark is over", drain=False)
 
     threading.Thread(target=stop_with_the_parent, name="parent", daemon=True).start()

@@ -12,6 +12,7 @@ restored, however little there is to compute: `checkpoint.restore` is "always".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import tempfile
 from importlib.util import find_spec
@@ -23,11 +24,21 @@ from rich.console import Console
 from tarragon_hpc.bench import arrivals as ar
 from tarragon_hpc.bench.aftermath import resumptions
 from tarragon_hpc.bench.failover_report import Record, as_table, summarize
-from tarragon_hpc.bench.failover_setup import FAULTS, ROLES, make_prompts, read_also, service_config
+from tarragon_hpc.bench.failover_setup import (
+    FAULTS,
+    ROLES,
+    make_prompts,
+    on_hosts,
+    read_also,
+    service_config,
+    worker_names,
+)
+from tarragon_hpc.bench.hosts import Hosts
 from tarragon_hpc.bench.injection import Injected, inject
 from tarragon_hpc.bench.load import Load
 from tarragon_hpc.bench.restart import coarse_restart
 from tarragon_hpc.bench.service import serving
+from tarragon_hpc.cluster.faults import WIRE_FAULTS
 from tarragon_hpc.cluster.rendezvous import TIMELINE
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.models.describe import describe
@@ -58,6 +69,7 @@ def run(
     new_tokens: int = 256,
     steady_s: float = 8.0,
     restart: bool = True,
+    hosts: bool = False,
     png: str | None = None,
     overrides: dict[str, Any] | None = None,
     console: Console | None = None,
@@ -67,10 +79,11 @@ def run(
     kill: the role that is hit. fault: one kind, or several with commas. overlap: the share of
     faults that are followed by another before they are overcome. also: `ROLE=SHARE`, with this
     probability a worker of that role is killed together with the one that is hit. temperature: not
-    0: sampling, with a seed for every prompt. Raises UserError for what is not allowed, before
-    anything starts.
+    0: sampling, with a seed for every prompt. hosts: every worker has a network namespace of its
+    own, and they are joined by TCP. Raises UserError for what is not allowed, before anything
+    starts.
     """
-    kinds = _checked(kill, fault, png)
+    kinds = _checked(kill, fault, hosts, png)
     too = read_also(also, kill)
     config = service_config(model, kill, streams, overrides or {})
     console = console or Console()
@@ -82,13 +95,17 @@ def run(
         console.print(line, highlight=False)
 
     again = None
-    with (
-        tempfile.TemporaryDirectory(prefix="tarragon-failover-") as scratch,
-        serving(config, Path(scratch) / "ours") as service,
-    ):
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="tarragon-failover-"))
+        wires = stack.enter_context(Hosts(worker_names(config))) if hosts else None
+        if wires is not None:
+            config = on_hosts(config, wires)
+        service = stack.enter_context(serving(config, Path(scratch) / "ours"))
         steady = asyncio.run(_steady(service, prompts, streams, steady_s))
         disturbed, injected = asyncio.run(
-            _disturbed(service, prompts, streams, kill, kinds, count, rng, seed, overlap, too, say)
+            _disturbed(
+                service, prompts, streams, kill, kinds, count, rng, seed, overlap, too, wires, say
+            )
         )
         resumed = resumptions(read_timeline(service.run_dir / TIMELINE))
         if restart:
@@ -98,7 +115,7 @@ def run(
     result["problem"] = injected.problem
     result["options"] = {
         "kill": kill, "fault": fault, "streams": streams, "seed": seed, "new_tokens": new_tokens,
-        "overlap": overlap, "also": also, "temperature": temperature,
+        "overlap": overlap, "also": also, "temperature": temperature, "hosts": hosts,
     }  # fmt: skip
     console.print(as_table(result))
     if injected.problem is not None:
@@ -139,6 +156,7 @@ async def _disturbed(
     seed: int,
     overlap: float,
     also: Also | None,
+    wires: Hosts | None,
     say: Callable[[str], None],
 ) -> tuple[list[Stream], Injected]:
     if not count:
@@ -157,6 +175,7 @@ async def _disturbed(
             say=say,
             overlap=overlap,
             also=also,
+            wires=wires,
         )
         await asyncio.sleep(_SETTLE_S)
     finally:
@@ -165,7 +184,7 @@ async def _disturbed(
     return load.all, injected
 
 
-def _checked(role: str, fault: str, png: str | None) -> list[str]:
+def _checked(role: str, fault: str, hosts: bool, png: str | None) -> list[str]:
     """The kinds of faults."""
     kinds = [kind.strip() for kind in fault.split(",")]
     for option, value, allowed in [
@@ -174,6 +193,8 @@ def _checked(role: str, fault: str, png: str | None) -> list[str]:
     ]:
         if value not in allowed:
             raise UserError(f"{option}: {value!r} is not one of {', '.join(allowed)}")
+    if not hosts and (wired := [kind for kind in kinds if kind in WIRE_FAULTS]):
+        raise UserError(f"--fault {wired[0]}: needs --hosts")
     if png is not None:
         if find_spec("matplotlib") is None:
             raise UserError(f"--png {png}: needs matplotlib, which is not installed")

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.bench.injection import Also
 from tarragon_hpc.bench.load import Prompt
 from tarragon_hpc.bench.service import merged
+from tarragon_hpc.cluster.faults import KILL, SLOW, STOP, WIRE_FAULTS
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import UserError
-from tarragon_hpc.ids import Role
+from tarragon_hpc.ids import Role, worker_id
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Mapping
 
-FAULTS = ("kill", "stop", "slow")
+    from tarragon_hpc.bench.hosts import Hosts
+
+FAULTS = (KILL, STOP, SLOW, *WIRE_FAULTS)
 ROLES = tuple(role.value for role in (Role.EW, Role.AW, Role.CS))
 
 _SHORT = (1, 20)
@@ -62,6 +65,26 @@ def service_config(
     config = merged(config, overrides)
     load_config(config)
     return config
+
+
+def worker_names(config: Mapping[str, Any]) -> list[str]:
+    """The workers of this service."""
+    read = load_config(dict(config))
+    counts = {
+        Role.AW: read.attention.workers,
+        Role.EW: read.experts.workers,
+        Role.CS: read.checkpoint.stores,
+    }
+    return [worker_id(role, number) for role, count in counts.items() for number in range(count)]
+
+
+def on_hosts(config: dict[str, Any], hosts: Hosts) -> dict[str, Any]:
+    """The same service with each worker on the host of its name, joined by TCP."""
+    spread = {
+        "transport": {"kind": "tcp", "interface": hosts.block},
+        "cluster": {"prefix": {name: hosts.prefix(name) for name in worker_names(config)}},
+    }
+    return merged(config, spread)
 
 
 def read_also(text: str | None, role: str) -> Also | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from tarragon_hpc.cluster.chaos import Wires
     from tarragon_hpc.cluster.client import Head
     from tarragon_hpc.cluster.faults import Target, Victim
     from tarragon_hpc.observe.story import Story
@@ -105,19 +106,20 @@ async def inject(
     say: Callable[[str], None],
     overlap: float = 0.0,
     also: Also | None = None,
+    wires: Wires | None = None,
     patience_s: float = 60.0,
 ) -> Injected:
     """So many faults, each of a random worker of the role that serves.
 
     overlap: the share of faults that the next one does not wait for: it strikes another worker (or
     the successor) during the failover, or while the successor joins; of an AW, every second of them
-    so soon that the requests may still be on their way.
+    so soon that the requests may still be on their way. wires: for faults of the network.
 
     Ends early if the service does not get whole within `patience_s` after one, or is gone.
     """
     injections: list[Injection] = []
     async with head_of(run_dir) as head:
-        chaos = Chaos(run_dir, head, lambda _: None, seed=seed)
+        chaos = Chaos(run_dir, head, lambda _: None, seed=seed, wires=wires)
         tail = StoryTail(run_dir / TIMELINE)
         while len(injections) < count:
             await asyncio.sleep(rng.uniform(*_PAUSE_S))

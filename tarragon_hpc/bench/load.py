@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -115,11 +116,14 @@ async def stream_completion(
     nothing.
 
     Reads our own gateway's answers: one event per HTTP chunk, each on lines of its own. Raises
-    OSError if there is no connection.
+    OSError if there is no connection, or one to somebody whose certificate is not trusted.
     """
     url = urlsplit(endpoint)
     assert url.hostname is not None
-    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    # Trusts what OpenSSL does, so also what SSL_CERT_FILE names.
+    tls = ssl.create_default_context() if url.scheme == "https" else None
+    port = url.port or (443 if tls else 80)
+    reader, writer = await asyncio.open_connection(url.hostname, port, ssl=tls)
     try:
         data = _encode(body)
         writer.write(

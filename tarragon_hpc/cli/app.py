@@ -59,12 +59,13 @@ def doctor(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="[WHAT]...", help="Only these lines, e.g. rdma.")
     ] = None,
+    root: Root = None,
     json: Json = False,
 ) -> None:
-    """Report what this machine can run: native module, vLLM, GPUs, RDMA, networks, Slurm."""
+    """Report what this machine can run: native module, vLLM, GPUs, RDMA, networks, files, Slurm."""
     from tarragon_hpc.cli.doctor import as_json, examine, show
 
-    findings = examine(what or ())
+    findings = examine(what or (), root=str(root) if root else None)
     if json:
         print(as_json(findings))
     else:

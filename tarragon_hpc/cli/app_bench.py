@@ -23,13 +23,14 @@ Overrides = Annotated[
 
 @bench_app.command("datapath")
 def bench_datapath(
+    transport: Annotated[str, typer.Option(help="shm, tcp or rdma.")] = "shm",
     rounds: Annotated[int | None, typer.Option(min=1, help="Default: 30.")] = None,
     json: JsonFile = None,
 ) -> None:
-    """A call of expert_io against an echo EW, beside a raw shared-memory ping-pong."""
+    """A call of expert_io against an echo EW, beside a raw ping-pong over the same medium."""
     from tarragon_hpc.cli.bench import bench
 
-    bench("datapath", json, rounds=rounds)
+    bench("datapath", json, transport=transport, rounds=rounds)
 
 
 @bench_app.command("steady")
@@ -79,7 +80,10 @@ def bench_failover(
     kill: Annotated[str, typer.Option(help="Role that is hit: ew, aw or cs.")] = "ew",
     count: Annotated[int | None, typer.Option(min=0, help="Faults; default: 20.")] = None,
     fault: Annotated[
-        str | None, typer.Option(help="kill, stop or slow, or several with commas; default: kill.")
+        str | None,
+        typer.Option(
+            help="kill, stop, slow, cut or silence, or several with commas; default: kill."
+        ),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Checkpoint; default: a tiny one is made.")
@@ -98,6 +102,10 @@ def bench_failover(
         float | None, typer.Option(min=0, help="Sampled, with a seed per request; default: 0.")
     ] = None,
     restart: Annotated[bool, typer.Option(help="Measure a full restart too.")] = True,
+    hosts: Annotated[
+        bool,
+        typer.Option("--hosts", help="Workers in network namespaces, over TCP; needs root."),
+    ] = False,
     overrides: Overrides = None,
     json: JsonFile = None,
     png: Annotated[
@@ -109,8 +117,8 @@ def bench_failover(
 
     failover(
         json, model, kill=kill, count=count, fault=fault, streams=streams, seed=seed,
-        overlap=overlap, also=also, temperature=temperature, restart=restart, png=png,
-        overrides=read_overrides(overrides),
+        overlap=overlap, also=also, temperature=temperature, restart=restart,
+        hosts=hosts, png=png, overrides=read_overrides(overrides),
     )  # fmt: skip
 
 
@@ -167,3 +175,21 @@ def bench_restore(
         json, model, points=read_points(points), repeats=repeats, seed=seed, png=png,
         overrides=read_overrides(overrides),
     )  # fmt: skip
+
+
+@bench_app.command("rendezvous")
+def bench_rendezvous(
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: 1000.")] = None,
+    early: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share that begins before the head; default: 0.1."),
+    ] = None,
+    directory: Annotated[
+        str | None, typer.Option(help="On the filesystem to measure; default: a temporary one.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Many simulated workers through one run directory: filesystem operations and time."""
+    from tarragon_hpc.cli.bench import bench
+
+    bench("rendezvous", json, workers=workers, early=early, directory=directory)

@@ -14,6 +14,7 @@ from tarragon_hpc.cli.serve import read_config
 from tarragon_hpc.cluster.client import query_status
 from tarragon_hpc.cluster.head import RunInfo, run_service
 from tarragon_hpc.errors import UserError
+from tarragon_hpc.gateway.tls import own_client_context
 from tarragon_hpc.generate.client import BatchClient
 from tarragon_hpc.generate.inputs import read_requests
 from tarragon_hpc.generate.outputs import ResultFile
@@ -108,6 +109,7 @@ class _Batch:
             info.endpoint,
             concurrency=self._concurrency(),
             api_key=keys[0] if keys else None,
+            tls=own_client_context(config.gateway),
         )
         began = time.monotonic()
         harm = asyncio.ensure_future(self._harm(info.run_dir))

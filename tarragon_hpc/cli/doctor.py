@@ -13,13 +13,14 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc import __version__, native
+from tarragon_hpc.cli.doctor_files import run_root
 from tarragon_hpc.cli.doctor_network import Network
 from tarragon_hpc.cli.finding import Finding, probe
+from tarragon_hpc.config.schema import ClusterConfig, RunConfig
 from tarragon_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ print(json.dumps({"version": vllm.__version__, "platform": current_platform.devi
 """
 
 
-def examine(wanted: Collection[str] = (), sysfs: Path = Path("/sys")) -> dict[str, Finding]:
+def examine(
+    wanted: Collection[str] = (), sysfs: Path = Path("/sys"), root: str | None = None
+) -> dict[str, Finding]:
     """What `doctor` reports, in order of display: all, or what is wanted. Raises UserError."""
     network = Network(sysfs)
     torch = functools.cache(lambda: probe(_TORCH_PROBE))
@@ -62,6 +65,7 @@ def examine(wanted: Collection[str] = (), sysfs: Path = Path("/sys")) -> dict[st
         "network": network.interfaces,
         "slurm": _slurm,
         "shm": _shm,
+        "run.root": lambda: run_root(root or RunConfig().root, ClusterConfig().backend),
         "cpu": _cpu,
     }
     unknown = [name for name in wanted if name not in looks]
@@ -87,7 +91,7 @@ def show(findings: dict[str, Finding]) -> None:
 
 def as_json(findings: dict[str, Finding]) -> str:
     """The findings as one JSON object."""
-    return json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=2)
+    return json.dumps({name: finding._asdict() for name, finding in findings.items()}, indent=2)
 
 
 def _native() -> Finding:

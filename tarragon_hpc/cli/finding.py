@@ -6,12 +6,10 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing looked for: there or not, and a line on what was found or why there is nothing."""
 
     present: bool

@@ -13,25 +13,28 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
-from tarragon_hpc.cluster.local import LocalLauncher
+from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
 from tarragon_hpc.cluster.places import Places
+from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
-    HeadRecord,
     create_run,
     create_runtime_dir,
     run_secret,
     write_head,
 )
 from tarragon_hpc.cluster.reporter import Reporter
+from tarragon_hpc.cluster.roster import explain
 from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
+from tarragon_hpc.gateway.tls import server_context
 from tarragon_hpc.models.describe import describe as describe_model
 from tarragon_hpc.observe.metrics import HeadMetrics
 from tarragon_hpc.observe.timeline import Timeline
@@ -91,12 +94,14 @@ async def assemble(
     placement = place(model.experts, config.experts, model.expert_bytes)
     replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
     rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
+    check_prefixes(config.cluster.prefix)
     gpus = usable_gpus()
     specs = plan_workers(config, usable_cpus(), gpus)
     places = Places(config, specs, gpus)
-    # Both are bound below: what they are made of refers to them.
+    # These are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
     info: RunInfo
+    head: HeadRecord
 
     def status() -> dict[str, Any]:
         return full_status(info, orchestrator, sessions)
@@ -121,6 +126,7 @@ async def assemble(
     # Unless told otherwise all workers and clients are on this machine.
     control_host = data_address(config.transport.interface, LOOPBACK)
     check(config.transport)
+    tls = server_context(config.gateway)
     door = listen(config.gateway.host, config.gateway.port)
     stack.callback(door.close)
 
@@ -149,11 +155,13 @@ async def assemble(
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
         prepare=places.prepare,
+        explain=lambda absent: explain(path, head, absent),
     )
     metrics.expose_stats(lambda: _statistics(orchestrator))
 
-    http = HttpServer(app, door)
-    info = RunInfo(path.name, path, gateway_url(config.gateway.host, http.port))
+    http = HttpServer(app, door, tls=tls)
+    endpoint = gateway_url(config.gateway.host, http.port, secure=tls is not None)
+    info = RunInfo(path.name, path, endpoint)
     control = ControlServer(
         run_secret(path),
         workers=orchestrator,
@@ -162,11 +170,12 @@ async def assemble(
         stop=stop,
         note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
+        tls=issue(path) if config.cluster.tls else None,
     )
     port = await control.start(control_host)
     stack.push_async_callback(control.close)
     await stack.enter_async_context(http)
-    write_head(
+    head = write_head(
         path,
         HeadRecord(
             run=info.run,
@@ -197,10 +206,11 @@ def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -
     return status
 
 
-def gateway_url(host: str, port: int) -> str:
+def gateway_url(host: str, port: int, *, secure: bool = False) -> str:
     """The address to give to clients; a wildcard listens on every name of this host."""
     name = _own_name() if host in ("0.0.0.0", "::", "") else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}/v1"
 
 
 def _own_name() -> str:

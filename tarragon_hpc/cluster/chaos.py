@@ -7,14 +7,16 @@ import contextlib
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from tarragon_hpc.cluster.faults import (
     CONT,
+    HEAL,
     SLOW,
     STOP,
+    WIRE_FAULTS,
     Target,
     Victim,
     check_running,
@@ -34,16 +36,33 @@ CHAOS = "chaos.jsonl"
 FACTOR = 10.0
 
 
+class Wires(Protocol):
+    """What joins the hosts of a run, each with one worker and named like it (`bench.hosts`)."""
+
+    def cut(self, host: str) -> None: ...
+    def silence(self, host: str) -> None: ...
+    def heal(self, host: str) -> None: ...
+
+
 class Chaos:
-    """Faults of one run. `say`: gets a line per fault. `seed` goes into the records."""
+    """Faults of one run. `say`: gets a line per fault. `seed` goes into the records. `wires`: for
+    faults of the network.
+    """
 
     def __init__(
-        self, run_dir: Path, head: Head, say: Callable[[str], None], *, seed: int | None = None
+        self,
+        run_dir: Path,
+        head: Head,
+        say: Callable[[str], None],
+        *,
+        seed: int | None = None,
+        wires: Wires | None = None,
     ) -> None:
         self._path = run_dir / CHAOS
         self._head = head
         self._say = say
         self._seed = seed
+        self._wires = wires
         self._host = socket.gethostname()
 
     @contextlib.asynccontextmanager
@@ -65,12 +84,15 @@ class Chaos:
         self, victim: Victim, fault: str, *, factor: float = FACTOR, lasts_s: float | None = None
     ) -> None:
         """One fault, to its end: a kill, a cont; a stop that is continued after `lasts_s` seconds,
-        if that is given; a slowdown of `lasts_s` seconds.
+        if that is given; a slowdown or a fault of the network of `lasts_s` seconds.
 
         Cancelled, it continues at once whatever was to be continued.
         """
         if fault == SLOW:
             await self._slow(victim, factor, lasts_s or 0.0)
+            return
+        if fault in WIRE_FAULTS:
+            await self._isolate(victim.target, fault, lasts_s or 0.0)
             return
         struck = time.monotonic()  # the other side may be ahead of us once the signal is out
         if victim.signal(fault):
@@ -145,6 +167,18 @@ class Chaos:
             give_up.set()
             await cycle
         await self._record(victim.target, CONT, time.monotonic())
+
+    async def _isolate(self, target: Target, fault: str, seconds: float) -> None:
+        if self._wires is None:
+            raise UserError(f"FAULT: {fault}: the workers of this run share a host")
+        struck = time.monotonic()
+        try:
+            await asyncio.to_thread(getattr(self._wires, fault), target.worker)
+            await self._record(target, fault, struck, {"for_s": round(seconds, 3)})
+            await asyncio.sleep(seconds)
+        finally:
+            self._wires.heal(target.worker)
+        await self._record(target, HEAL, time.monotonic())
 
     async def _record(
         self, target: Target, fault: str, mono: float, more: dict[str, float] | None = None

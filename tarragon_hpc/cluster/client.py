@@ -10,10 +10,10 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
     TIMELINE,
-    HeadRecord,
     is_runtime_dir,
     read_head,
     run_secret,
@@ -33,6 +33,7 @@ from tarragon_hpc.wire.to_head import Note, ScaleRun, StatusQuery, StopRun
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from tarragon_hpc.cluster.records import HeadRecord
     from tarragon_hpc.wire.common import Message
 
 _ANSWER_S = 10.0
@@ -159,6 +160,7 @@ async def _reach(run_dir: Path) -> Connection[ToClient] | None:
             secret,
             client_decoder(),
             timeout_s=_ANSWER_S,
+            context=run_tls(run_dir),
         )
     except AuthError:
         return None  # the port belongs to somebody else by now

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from tarragon_hpc.errors import AuthError, FrameError
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.wire.codec import head_decoder
+from tarragon_hpc.wire.strangers import Strangers
 from tarragon_hpc.wire.stream import accept
 from tarragon_hpc.wire.to_client import Done, Error, StatusReply
 from tarragon_hpc.wire.to_head import (
@@ -30,6 +31,7 @@ from tarragon_hpc.wire.to_head import (
 from tarragon_hpc.wire.to_worker import Fence
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import Any
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from tarragon_hpc.wire.stream import Connection
     from tarragon_hpc.wire.to_head import ToHead
 
-# Connections that have not proved that they know the secret; more are turned away.
+# Connections that have not proved yet that they know the secret.
 _MAX_STRANGERS = 128
 _FIRST_MESSAGE_S = 5.0
 
@@ -85,7 +87,7 @@ class ControlServer:
     """Accepts, authenticates and serves control connections. One event loop.
 
     For clients: `status` gives the content of a StatusReply; `stop` ends the run after at most so
-    many seconds of draining, and returns when no worker is left.
+    many seconds of draining, and returns when no worker is left. `tls`: None for plain TCP.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class ControlServer:
         stop: Callable[[float], Awaitable[None]],
         note: Callable[[Note], None],
         dropped: Callable[[str], None],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._secret = secret
         self._workers = workers
@@ -106,7 +109,8 @@ class ControlServer:
         self._stop = stop
         self._note = note
         self._dropped = dropped
-        self._strangers = 0
+        self._tls = tls
+        self._strangers = Strangers(_MAX_STRANGERS)
         self._open: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -132,10 +136,6 @@ class ControlServer:
         self._dropped(cause)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._strangers >= _MAX_STRANGERS:
-            self._drop("crowded", f"{self._strangers} handshakes are under way")
-            writer.close()
-            return
         task = asyncio.create_task(self._serve(reader, writer), name="control-connection")
         self._open.add(task)
         task.add_done_callback(self._ended)
@@ -147,9 +147,12 @@ class ControlServer:
             self._dropped("bug")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._strangers += 1
+        me = asyncio.current_task()
+        assert me is not None
+        if not self._strangers.add(me, me.cancel):
+            self._drop("crowded", f"{len(self._strangers)} handshakes are under way")
         try:
-            connection = await accept(reader, writer, self._secret, head_decoder())
+            connection = await accept(reader, writer, self._secret, head_decoder(), self._tls)
         except AuthError as error:
             self._drop("handshake", str(error))
             return
@@ -157,7 +160,7 @@ class ControlServer:
             writer.close()
             raise
         finally:
-            self._strangers -= 1
+            self._strangers.discard(me)
         try:
             await self._introduce(connection)
         except FrameError as error:

@@ -1,13 +1,17 @@
 """A worker process: `python -m tarragon_hpc.cluster.entry --worker aw0 --incarnation 1 …`.
 
 Everything that must happen before heavy imports is here; then the role's `main(context)` runs in
-this thread. It returns the exit status.
+this thread. It returns the exit status. Whoever starts one gives it an incarnation that this worker
+never had before, whatever became of the last: another process with the same one ends with the
+status of `Claimed`, and the run goes on with the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
+import functools
 import importlib
 import logging
 import os
@@ -15,11 +19,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from tarragon_hpc.cluster import joining
+from tarragon_hpc.cluster.certificate import run_tls
+from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.cluster.lifeline import die_with, hold
-from tarragon_hpc.cluster.rendezvous import CONFIG, read_head, run_secret
-from tarragon_hpc.config import load_config
+from tarragon_hpc.cluster.node_dir import socket_directory
 from tarragon_hpc.errors import ConfigError, TarragonError
-from tarragon_hpc.ids import Role, parse_worker_id
+from tarragon_hpc.ids import Incarnation, Role, parse_worker_id
 from tarragon_hpc.observe.log import configure
 from tarragon_hpc.wire.link import WorkerContext
 
@@ -44,12 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     faulthandler.enable()
     try:
         role = worker_role(args.worker)
-        context = make_context(
-            args.run_dir, args.worker, args.incarnation, args.cpus, shares_cpus=args.shares_cpus
-        )
-        if context.cpus is not None:
-            bind(context.cpus)
-        status: int = importlib.import_module(MAIN[role]).main(context)
+        with contextlib.ExitStack() as stack:
+            context = make_context(
+                args.run_dir,
+                Incarnation(args.worker, args.incarnation),
+                args.cpus,
+                stack,
+                shares_cpus=args.shares_cpus,
+            )
+            if context.cpus is not None:
+                bind(context.cpus)
+            status: int = importlib.import_module(MAIN[role]).main(context)
     except TarragonError as error:
         log.error("%s", error)
         return error.exit_status
@@ -67,24 +78,31 @@ def worker_role(worker: str) -> Role:
 
 def make_context(
     run_dir: Path,
-    worker: str,
-    incarnation: int,
+    who: Incarnation,
     cpus: tuple[int, ...] | None,
+    stack: contextlib.ExitStack,
     *,
     shares_cpus: bool = False,
 ) -> WorkerContext:
-    """Gather what the run directory says. Raises ConfigError or ClusterError."""
-    head = read_head(run_dir)
+    """Wait for the head, take this incarnation's place, gather what the run directory says.
+
+    `stack` leaves the node's directory for sockets. Raises ConfigError or ClusterError.
+    """
+    run = Directory(run_dir)
+    found = joining.find_head(run)
+    joining.claim(run, who)
     return WorkerContext(
-        worker=worker,
-        incarnation=incarnation,
-        config=load_config(run_dir / CONFIG),
+        worker=who.worker,
+        incarnation=who.number,
+        config=found.config,
         run_dir=run_dir,
-        secret=run_secret(run_dir),
-        head=(head.control_host, head.control_port),
-        runtime_dir=Path(head.runtime_dir),
+        secret=found.secret,
+        head=(found.head.control_host, found.head.control_port),
+        runtime_dir=stack.enter_context(socket_directory(found.head)),
         cpus=cpus,
         shares_cpus=shares_cpus,
+        publish=functools.partial(joining.publish, run, who, found.nonce),
+        tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
     )
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from tarragon_hpc.cluster.faults import SLOW, STOP
+from tarragon_hpc.cluster.faults import CUT, SILENCE, SLOW, STOP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ _SLOW_S = (0.5, 5.0)
 class PlannedFault:
     """One fault. at_s: since the beginning. draw: in [0, 1), chooses among those there are.
 
-    lasts_s: after a stop, until the process is continued; of a slowdown, its length. None: never
-    continued, or the fault is no such thing.
+    lasts_s: after a stop, until the process is continued; of a slowdown or a fault of the network,
+    its length. None: never continued, or the fault is no such thing.
     """
 
     at_s: float
@@ -58,5 +58,5 @@ def draw_fault(rng: random.Random, at_s: float, faults: Sequence[str]) -> Planne
     fault = faults[int(rng.random() * len(faults))]
     draw, for_good = rng.random(), rng.random() < _NEVER
     pause_s, slow_s = rng.uniform(*_PAUSE_S), rng.uniform(*_SLOW_S)
-    lasts_s = {STOP: None if for_good else pause_s, SLOW: slow_s}.get(fault)
-    return PlannedFault(at_s, fault, draw, lasts_s)
+    lasts = {STOP: None if for_good else pause_s, SLOW: slow_s, CUT: pause_s, SILENCE: pause_s}
+    return PlannedFault(at_s, fault, draw, lasts.get(fault))

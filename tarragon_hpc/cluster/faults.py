@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 KILL, STOP, CONT, SLOW = FAULTS = ("kill", "stop", "cont", "slow")
+CUT, SILENCE = WIRE_FAULTS = ("cut", "silence")
+HEAL = "heal"
 
 _RUNNING = ("serving", "degraded", "unavailable")
 """States of a run in which workers may be hit: it has started and is not ending."""

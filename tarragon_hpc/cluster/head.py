@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import threading
 from contextlib import AsyncExitStack
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tarragon_hpc.config import Config
 
 __all__ = ["RunInfo", "run_service"]
+
+_DESCRIPTORS = 1 << 16
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ async def run_service(
     raises.
     """
     ending = Ending(stop, config.cluster.drain_timeout_s)
+    _allow_descriptors()
     async with AsyncExitStack() as stack:
         stack.enter_context(_signals(ending))
         parts = await assemble(config, run_dir, ending.ask, stack)
@@ -158,6 +162,16 @@ def _signals(ending: Ending) -> Iterator[None]:
     finally:
         for number in wanted:
             loop.remove_signal_handler(number)
+
+
+def _allow_descriptors() -> None:
+    """As many as this user may have: whoever opens connections to the gateway must not keep the
+    workers' out.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _first(*waits: asyncio.Future[Any] | Awaitable[Any]) -> None:

@@ -2,9 +2,9 @@
 
 Every process has a session of its own (a Ctrl-C at the terminal reaches only the head) and dies
 with the head (`lifeline`). It is forked by its role's fork server where there is one (`forking`),
-and else started as a program. That it ends is noticed by the end of a socket that it holds, how it
-ended through a pidfd: no polling, no threads, no signal handler. Whatever it left in its process
-group is killed with it.
+and else, or if words of `cluster.prefix` precede its command, started as a program. That it ends is
+noticed by the end of a socket that it holds, how it ended through a pidfd: no polling, no threads,
+no signal handler. Whatever it left in its process group is killed with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 from dataclasses import dataclass, field
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cluster.forkserver import PID_BYTES
 from tarragon_hpc.cluster.processes import kill_group, start_process, wait_for_group
 from tarragon_hpc.cluster.spec import ENTRY
-from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tarragon_hpc.cluster.forking import ForkServers
@@ -58,7 +59,7 @@ class LocalLauncher:
     begins to end (`on_ending`) and that it has ended (`on_exit`, with the return code as in
     subprocess: negative if a signal killed it). Output goes to
     `<run_dir>/logs/<worker>.<incarnation>.log`. `forks`: where workers come from that have the
-    usual program; None: all of them are started as programs.
+    usual program and no prefix; None: all of them are started as programs.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class LocalLauncher:
     def _order(self, who: Incarnation) -> _Child | None:
         """A child that a fork server is to deliver; None if there is none. Raises OSError."""
         spec = self._specs[who.worker]
-        if self._forks is None or spec.program != ENTRY:
+        if self._forks is None or spec.program != ENTRY or spec.prefix:
             return None
         ours, theirs = socket.socketpair()
         with theirs, log_path(self._run_dir, who).open("ab") as output:
@@ -233,6 +234,15 @@ class LocalLauncher:
             timer.cancel()
         child.gone.set()
         self._on_exit(who, returncode)
+
+
+def check_prefixes(prefixes: Mapping[str, Sequence[str]]) -> None:
+    """Raises ConfigError unless the programs that precede workers' commands are on this machine."""
+    for key, words in prefixes.items():
+        if shutil.which(words[0]) is None:
+            raise ConfigError(
+                f"cluster.prefix.{key}", f"{words[0]!r}: no such program; give its path"
+            )
 
 
 def log_path(run_dir: Path, who: Incarnation) -> Path:

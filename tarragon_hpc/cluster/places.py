@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.cluster.spec import store_spec
+from tarragon_hpc.cluster.spec import prefix_of, store_spec
 from tarragon_hpc.ids import Role, parse_worker_id, worker_id
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ class Places(dict[str, "WorkerSpec"]):
         }
         self._fraction = config.attention.gpu_memory_fraction
         store = worker_id(Role.CS, 0)  # a run may begin without any
-        self._first = {store: store_spec(store, shares_cpus=not gpus)} | dict(self)
+        self._prefixes = config.cluster.prefix
+        made = store_spec(store, self._prefixes, shares_cpus=not gpus)
+        self._first = {store: made} | dict(self)
         self._gpus = gpus
 
     def prepare(self, workers: Sequence[str], beside: Collection[str]) -> str | None:
@@ -58,4 +60,5 @@ class Places(dict[str, "WorkerSpec"]):
 
     def _like_the_first(self, worker: str) -> WorkerSpec:
         role, number = parse_worker_id(worker)
-        return replace(self._first[worker_id(role, number % self._counts[role])], worker=worker)
+        first = self._first[worker_id(role, number % self._counts[role])]
+        return replace(first, worker=worker, prefix=prefix_of(worker, self._prefixes))

@@ -1,23 +1,30 @@
 """The run directory: how workers and clients find the head, and where a run keeps its files.
 
-    <root>/<name or model>-<utc time>-<nonce>/      mode 0700
+    <root>/<name or model>-<utc time>-<nonce>/      mode 0700, on a filesystem of all nodes
         config.yaml      the resolved configuration
         secret           opens the control and data connections, mode 0600
-        head.json        where the head listens (HeadRecord)
+        head.N.claim     taken by the N-th head of the run, and by no other process
+        head.N.json      where that head listens (HeadRecord); the highest N counts
+        workers/         ew0.2.claim, taken by the one process that is this incarnation;
+                         ew0.2.json, what it says of itself (WorkerRecord), for diagnosis
         journal.jsonl    every event the orchestrator acted on
         timeline.jsonl   what happened when
         logs/            one file per worker and incarnation
 
-Every file appears whole: written under a temporary name beside its place, then `os.replace`d.
-Bootstrap only; after that everything goes over the control connections.
+Records are immutable and appear whole, under a name that is written once (`directory.py`); names
+carry the order, so clocks do not matter. Every record has the run's nonce, which follows from its
+secret: what was left by, or copied from, another run is ignored. Who starts a worker must give it
+an incarnation that was never used before; a second process with the same one ends (`Claimed`).
+Bootstrap only: after that everything goes over the control connections, and nobody looks at these
+files to see who is alive.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import logging
 import os
 import re
-import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -25,48 +32,36 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tarragon_hpc.cluster import node
+from tarragon_hpc.cluster.directory import Directory, said
+from tarragon_hpc.cluster.records import MAX_BYTES, HeadRecord, decode, encode
+from tarragon_hpc.cluster.root import local_path
 from tarragon_hpc.config import dump_config
-from tarragon_hpc.errors import ClusterError, ConfigError, UserError
+from tarragon_hpc.errors import ClusterError, ConfigError, RecordError, UserError
+from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.wire.auth import new_secret, read_secret, write_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tarragon_hpc.config import Config
 
 CONFIG = "config.yaml"
 SECRET = "secret"
-HEAD = "head.json"
+WORKERS = "workers"
 JOURNAL = "journal.jsonl"
 TIMELINE = "timeline.jsonl"
 LOGS = "logs"
 
+_HEAD = re.compile(r"head\.([1-9][0-9]{0,8})\.(claim|json)")
 _RUNTIME_PREFIX = "tarragon-"
 
-
-class HeadRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a run's head listens. `endpoint` is the gateway's URL, with its real port."""
-
-    run: str
-    pid: int
-    host: str
-    control_host: str
-    control_port: int
-    endpoint: str
-    runtime_dir: str
+log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Put a file in place whole or not at all, mode 0600, also on a shared filesystem."""
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+def run_nonce(secret: bytes) -> str:
+    """The run that a secret belongs to: 12 hex digits, which tell nothing of the secret."""
+    return hashlib.sha256(b"tarragon run" + secret).hexdigest()[:12]
 
 
 def create_run(config: Config, run_dir: Path | None = None, *, now: float | None = None) -> Path:
@@ -74,12 +69,13 @@ def create_run(config: Config, run_dir: Path | None = None, *, now: float | None
 
     `run_dir` must be absent or empty. Raises ConfigError naming `run.root` or `--run-dir`.
     """
+    secret = new_secret()
     if run_dir is None:
         key = "run.root"
         name = config.run.name or config.model.served_name or Path(config.model.path).resolve().name
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-        path = _root(config.run.root) / f"{stem}-{stamp}-{secrets.token_hex(3)}"
+        path = local_path(config.run.root) / f"{stem}-{stamp}-{run_nonce(secret)[:6]}"
     else:
         key = "--run-dir"
         path = run_dir.expanduser().absolute()
@@ -88,9 +84,10 @@ def create_run(config: Config, run_dir: Path | None = None, *, now: float | None
         if any(path.iterdir()):
             raise ConfigError(key, f"{path}: is not empty; every run needs a directory of its own")
         path.chmod(0o700)
-        (path / LOGS).mkdir(mode=0o700)
-        write_secret(path / SECRET, new_secret())
-        write_atomically(path / CONFIG, dump_config(config))
+        for folder in (LOGS, WORKERS):
+            (path / folder).mkdir(mode=0o700)
+        write_secret(path / SECRET, secret)
+        Directory(path).write(CONFIG, dump_config(config).encode())
     except OSError as error:
         raise ConfigError(key, f"{path}: {error.strerror or error}") from None
     return path
@@ -112,20 +109,71 @@ def is_runtime_dir(path: Path) -> bool:
     )
 
 
-def write_head(run_dir: Path, record: HeadRecord) -> None:
-    """Publish where the head listens."""
-    write_atomically(run_dir / HEAD, msgspec.json.encode(record).decode() + "\n")
+def write_head(run_dir: Path, record: HeadRecord) -> HeadRecord:
+    """Publish where the head listens, as the next head of this run; returns the whole record.
+
+    Raises ClusterError.
+    """
+    run = Directory(run_dir)
+    try:
+        number = 1 + max((n for n, _ in _numbered(run.names(), "claim")), default=0)
+        while not run.claim(f"head.{number}.claim", f"pid {record.pid} on {record.host}\n"):
+            number += 1
+        whole = msgspec.structs.replace(
+            record,
+            interfaces=record.interfaces or node.interfaces(),
+            nonce=run_nonce(run_secret(run_dir)),
+            incarnation=number,
+            boot_id=record.boot_id or boot_id(),
+        )
+        run.write(f"head.{number}.json", encode(whole))
+    except OSError as error:
+        raise ClusterError(f"{run_dir}: cannot be written: {said(error)}") from None
+    return whole
 
 
 def read_head(run_dir: Path) -> HeadRecord:
-    """Where the head listens. Raises ClusterError if it has not said so or the file is damaged."""
-    path = run_dir / HEAD
+    """Where the head listens. Raises ClusterError if no head has said so, or not readably."""
+    run = Directory(run_dir)
+    return newest_head(run, list_run(run), lambda: run_secret(run_dir))
+
+
+def list_run(run: Directory) -> list[str]:
+    """What is in a run directory. Raises ClusterError if that cannot be seen."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=HeadRecord)
+        return run.names()
     except OSError as error:
-        raise ClusterError(f"{path}: {error.strerror or 'cannot be read'}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise ClusterError(f"{path}: is damaged") from None
+        raise ClusterError(f"{run.path}: {said(error)}") from None
+
+
+def newest_head(run: Directory, names: list[str], secret: Callable[[], bytes]) -> HeadRecord:
+    """The record of the newest head, of the `names` in a run directory.
+
+    `secret` is asked for if there is a record. Raises ClusterError with what is there instead.
+    """
+    problem = "no head has written where it listens"
+    nonce: str | None = None
+    for number, name in sorted(_numbered(names, "json"), reverse=True):
+        nonce = nonce or run_nonce(secret())
+        try:
+            record = decode(run.read(name, MAX_BYTES + 1), HeadRecord)
+        except RecordError as error:
+            why = str(error)
+        except OSError as error:
+            why = said(error)
+        else:
+            if record.nonce == nonce and record.incarnation == number:
+                return record
+            of = f"run {record.nonce}, head {record.incarnation}"
+            why = f"belongs elsewhere ({of}; this is {nonce}, {number})"
+        problem = f"{name} {why}"
+        log.debug("%s: ignored: %s", run.path, problem)
+    raise ClusterError(f"{run.path}: {problem}")
+
+
+def _numbered(names: list[str], suffix: str) -> list[tuple[int, str]]:
+    found = (_HEAD.fullmatch(name) for name in names)
+    return [(int(m[1]), m[0]) for m in found if m is not None and m[2] == suffix]
 
 
 def run_secret(run_dir: Path) -> bytes:
@@ -138,7 +186,7 @@ def find_run(root: str | Path, text: str | None = None) -> Path:
 
     Raises UserError with what was looked for, and where.
     """
-    base = _root(root)
+    base = local_path(str(root))
     if text is None:
         runs = [(path.stat().st_mtime, path.parent) for path in base.glob(f"*/{CONFIG}")]
         if not runs:
@@ -148,7 +196,3 @@ def find_run(root: str | Path, text: str | None = None) -> Path:
         if (candidate / CONFIG).is_file():
             return candidate
     raise UserError(f"RUN: {text!r} is neither a run under {base} nor a run directory")
-
-
-def _root(text: str | Path) -> Path:
-    return Path(text).expanduser().absolute()

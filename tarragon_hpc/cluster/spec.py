@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import ConfigError
-from tarragon_hpc.ids import Incarnation, Role, worker_id
+from tarragon_hpc.ids import Incarnation, Role, parse_worker_id, worker_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class WorkerSpec:
     """One worker's place; the same for all its incarnations.
 
     `cpus` None: not bound. `shares_cpus`: AWs and EWs compute on the same CPUs. `env` is added to
-    the head's own environment.
+    the head's own environment. `prefix`: words before the program, which must become it by exec.
     """
 
     worker: str
@@ -32,12 +32,14 @@ class WorkerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     shares_cpus: bool = False
     program: tuple[str, ...] = ENTRY
+    prefix: tuple[str, ...] = ()
 
     def command(self, who: Incarnation, run_dir: Path, parent: int, lifeline: int) -> list[str]:
         """The command line of one incarnation, a child of process `parent` that holds the
         descriptor `lifeline` open until it ends.
         """
-        return [*self.program, *self.arguments(who, run_dir, parent), "--lifeline", str(lifeline)]
+        arguments = self.arguments(who, run_dir, parent)
+        return [*self.prefix, *self.program, *arguments, "--lifeline", str(lifeline)]
 
     def arguments(self, who: Incarnation, run_dir: Path, parent: int) -> list[str]:
         """What the program is told but for the lifeline."""
@@ -61,6 +63,7 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
     """
     counts = {Role.AW: config.attention.workers, Role.EW: config.experts.workers}
     threads = {Role.AW: config.attention.threads, Role.EW: config.experts.threads}
+    prefixes = config.cluster.prefix
     specs: list[WorkerSpec] = []
     sharing: dict[str, int] = {}
     for role, count in counts.items():
@@ -72,9 +75,9 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
                 env["CUDA_VISIBLE_DEVICES"] = gpu
                 sharing[gpu] = sharing.get(gpu, 0) + (role is Role.AW)
             pinned = share if config.cluster.pin == "auto" else None
-            specs.append(
-                WorkerSpec(worker_id(role, number), role, pinned, env, shares_cpus=not gpus)
-            )
+            worker = worker_id(role, number)
+            prefix = prefix_of(worker, prefixes)
+            specs.append(WorkerSpec(worker, role, pinned, env, shares_cpus=not gpus, prefix=prefix))
     fraction = config.attention.gpu_memory_fraction
     for gpu, workers in sharing.items():
         if workers > 1 and workers * fraction > 1:
@@ -83,13 +86,21 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
                 f"{fraction:g}: {workers} AWs share GPU {gpu}; at most {1 / workers:.2f} each",
             )
     stores = (worker_id(Role.CS, number) for number in range(config.checkpoint.stores))
-    return [*specs, *(store_spec(store, shares_cpus=not gpus) for store in stores)]
+    return [*specs, *(store_spec(store, prefixes, shares_cpus=not gpus) for store in stores)]
 
 
-def store_spec(worker: str, *, shares_cpus: bool) -> WorkerSpec:
+def prefix_of(worker: str, prefixes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The words before a worker's command: its own, else its role's, else none."""
+    role, _ = parse_worker_id(worker)
+    return tuple(prefixes.get(worker, prefixes.get(role, ())))
+
+
+def store_spec(
+    worker: str, prefixes: Mapping[str, Sequence[str]], *, shares_cpus: bool
+) -> WorkerSpec:
     """A CS copies bytes and nothing else: one thread, wherever there is a CPU to spare, no GPU."""
     env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return WorkerSpec(worker, Role.CS, None, env, shares_cpus)
+    return WorkerSpec(worker, Role.CS, None, env, shares_cpus, prefix=prefix_of(worker, prefixes))
 
 
 def cpu_share(cpus: Sequence[int], number: int, count: int) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ from pydantic import (
     field_validator,
 )
 
+from tarragon_hpc.ids import Role, parse_worker_id
+
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
@@ -30,6 +32,7 @@ def _parse_bytes(value: object) -> object:
 
 
 Bytes = Annotated[int, BeforeValidator(_parse_bytes), Field(gt=0)]
+Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -160,13 +163,26 @@ class GatewayConfig(Section):
     tls_certificate: str | None = Field(
         None, min_length=1, description="PEM file (chain included); the endpoint is https then"
     )
-    tls_key: str | None = Field(None, min_length=1, description="PEM file, not encrypted")
+    tls_key: str | None = Field(
+        None,
+        min_length=1,
+        description="PEM file, not encrypted; with tls_certificate or not at all",
+    )
     failover_timeout_s: float = Field(
         60, gt=0, description="longest wait of a request whose AW was lost for another one"
     )
     resume_s: float = Field(
         30, ge=0, description="how long a resumable stream goes on without its client"
     )
+
+    @field_validator("tls_key")
+    @classmethod
+    def _both_or_neither(cls, value: str | None, info: ValidationInfo) -> str | None:
+        certificate = info.data.get("tls_certificate", value)
+        if (certificate is None) != (value is None):
+            other = "is not set" if certificate is None else f"is {certificate!r}"
+            raise ValueError(f"gateway.tls_certificate {other}; https needs both, http neither")
+        return value
 
 
 class RdmaConfig(Section):
@@ -238,14 +254,25 @@ class ClusterConfig(Section):
     )
     restart_window_s: float = Field(600, gt=0)
     fork_server: bool = Field(True, description="fork workers from processes that have imported")
-    prefix: dict[str, list[str]] = Field(
+    prefix: dict[str, Words] = Field(
         {},
-        description="words before a worker's command, by worker or role, e.g. {ew: [nice]}; "
-        "such workers are not forked",
+        description="words before a worker's command, by worker or role, e.g. {ew: [nice]}, of a "
+        "program that becomes the worker by exec; such workers are not forked",
     )
     tls: bool = Field(False, description="encrypt control connections, by a certificate of the run")
     start_timeout_s: float = Field(300, gt=0, description="all workers ready, or the run fails")
     drain_timeout_s: float = Field(30, ge=0, description="grace for running requests at a stop")
+
+    @field_validator("prefix")
+    @classmethod
+    def _by_worker_or_role(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for key in value.keys() - set(Role):
+            try:
+                parse_worker_id(key)
+            except ValueError:
+                roles = ", ".join(Role)
+                raise ValueError(f"{key!r} is neither a role ({roles}) nor a worker id") from None
+        return value
 
 
 class RunConfig(Section):

@@ -37,20 +37,19 @@ class ERT:
         self,
         workers: Sequence[str],
         lost: Set[str] = frozenset(),
-        avoid: Set[str] = frozenset(),
+        avoid: Sequence[str] = (),
         nobody: int = -1,
     ) -> NDArray[np.int32]:
         """For each expert the index in `workers` of its first candidate that is neither lost nor to
-        be avoided, else of the first that is not lost, else `nobody`.
+        be avoided, else of the one to be avoided least (`avoid`: the worst first), else `nobody`.
 
         Shape [experts]. This is what `assign` and the native packer route by.
         """
         index = {w: i for i, w in enumerate(workers) if w not in lost}
-        good = {w: i for w, i in index.items() if w not in avoid}
-        return np.array(
-            [_first(c, good, _first(c, index, nobody)) for c in self.candidates], dtype=np.int32
-        )
+        badness = {w: len(avoid) - n for n, w in enumerate(avoid)}
 
+        def best(candidates: Sequence[str]) -> int:
+            usable = [w for w in candidates if w in index]
+            return index[min(usable, key=lambda w: badness.get(w, 0))] if usable else nobody
 
-def _first(candidates: Sequence[str], index: dict[str, int], default: int) -> int:
-    return next((index[w] for w in candidates if w in index), default)
+        return np.array([best(c) for c in self.candidates], dtype=np.int32)

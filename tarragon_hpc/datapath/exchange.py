@@ -117,6 +117,9 @@ class Exchange:
                 moved = True
                 continue
             slot = channel.acquire()
+            if slot is None and any(c.move_out(channel) for c in ticket.chunks.values()):
+                # What lay there waited for its chunk, and that perhaps for this very piece.
+                slot = channel.acquire()
             if slot is None:
                 rescue.queue.append((worker, piece))
                 continue
@@ -216,7 +219,7 @@ class Exchange:
         """Whether the reply is the one that is owed, with its rows; else that is a failure."""
         try:
             header = wire.unpack_reply_header(reply)
-            problem = inflight.stale(owed, header)
+            problem = inflight.stale(owed, ticket.layer, header)
         except FrameError as error:
             problem = str(error)
         if problem is not None:
@@ -237,7 +240,7 @@ class Exchange:
         chunk = ticket.chunks[owed.chunk]
         ticket.inflight.withdraw(owed)
         if owed.piece is None:
-            chunk.held.append((owed.channel, owed.slot))
+            chunk.held[owed.part] = owed.channel, owed.slot
         else:
             assembly = chunk.assembly(owed.part)
             place(owed.piece, reply, assembly.buffer, self._row_bytes)

@@ -220,7 +220,10 @@ class Healer:
                 taken |= set(waiting.groups)
         rest = without(piece, taken)
         if rest is not None:
-            rescue.homeless.append(replace(rest, blame=owed.worker, refused=refused))
+            refusers = rest.refusers | {owed.worker} if refused else rest.refusers
+            rescue.homeless.append(
+                replace(rest, blame=owed.worker, refused=refused, refusers=refusers)
+            )
 
     # Routing again.
 
@@ -232,15 +235,16 @@ class Healer:
         late = {o.worker for o in ticket.inflight.unanswered if o.sequence in rescue.hedged}
         workers = self.ert.workers
         for piece in pieces:
-            avoid = self._peers.health.avoided | late | {piece.blame}
-            owners = owners_of(self.ert, self._peers.lost().keys(), avoid)
+            bad = (*piece.refusers, piece.blame, *self._peers.health.avoided, *late)
+            avoid = dict.fromkeys(bad)  # the worst first, each once
+            owners = owners_of(self.ert, self._peers.lost().keys(), tuple(avoid))
             for owner, part in split(piece, owners).items():
                 if owner == len(workers):
                     rescue.orphans.append(part)
                     rescue.since = now if rescue.since is None else rescue.since
                     continue
                 worker = workers[owner]
-                if piece.refused and worker == piece.blame:
+                if piece.refused and worker in piece.refusers:
                     raise DispatchRefused(worker, piece.refused)
                 if self._asked_already(ticket, worker, part):
                     continue  # there is nobody else: its answer is waited for

@@ -46,9 +46,11 @@ class Health:
         return f"Health(avoided={sorted(self._avoided)})"
 
     @property
-    def avoided(self) -> frozenset[str]:
-        """EWs that get no work as long as another one can do it."""
-        return frozenset(self._avoided)
+    def avoided(self) -> tuple[str, ...]:
+        """EWs that get no work as long as another one can do it; those that have been avoided for
+        longest, which are the least likely to answer, first.
+        """
+        return tuple(self._avoided)
 
     def known(self) -> frozenset[str]:
         """EWs about which anything is known."""

@@ -101,14 +101,16 @@ class Inflight:
         )
 
 
-def stale(owed: Owed, header: ReplyHeader) -> str | None:
-    """Why a reply is not the one that is owed (it is dropped then), or None."""
+def stale(owed: Owed, layer: int, header: ReplyHeader) -> str | None:
+    """Why a reply is not the one that is owed of a layer (it is dropped then), or None."""
     if header.sequence != owed.sequence:
         return f"reply of sequence {header.sequence}, expected {owed.sequence}"
     if header.incarnation != owed.incarnation:
         return f"reply of incarnation {header.incarnation}, expected {owed.incarnation}"
     if header.epoch != owed.epoch:
         return f"reply of epoch {header.epoch}, expected {owed.epoch}"
+    if header.layer != layer:
+        return f"reply of layer {header.layer}, expected {layer}"
     return None
 
 

@@ -30,6 +30,7 @@ class Piece:
     groups: indices of its groups, ascending
     blame:  the EW whose failure made it necessary; empty: nobody served these experts
     refused: what that EW said, if it answered at all
+    refusers: all EWs that have refused it
     """
 
     chunk: int
@@ -38,6 +39,7 @@ class Piece:
     groups: tuple[int, ...]
     blame: str
     refused: str = ""
+    refusers: frozenset[str] = frozenset()
 
     @property
     def experts(self) -> tuple[int, ...]:

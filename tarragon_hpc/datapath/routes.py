@@ -9,7 +9,7 @@ from tarragon_hpc.datapath.rows import Router, make_router
 from tarragon_hpc.wire import dispatch as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Set
+    from collections.abc import Sequence, Set
 
     import numpy as np
     from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Routes:
         return self.workers[index] if index < len(self.workers) else ""
 
 
-def owners_of(ert: ERT, lost: Set[str], avoid: Set[str]) -> NDArray[np.int32]:
+def owners_of(ert: ERT, lost: Set[str], avoid: Sequence[str]) -> NDArray[np.int32]:
     """Who serves which expert, as in `Routes.owners` (with `ert.workers`)."""
     workers = ert.workers
     return ert.owners(workers, lost, avoid, nobody=len(workers))
@@ -42,7 +42,7 @@ def owners_of(ert: ERT, lost: Set[str], avoid: Set[str]) -> NDArray[np.int32]:
 def make_routes(
     ert: ERT,
     lost: Set[str],
-    avoid: Set[str],
+    avoid: Sequence[str],
     *,
     top_k: int,
     hidden: int,

@@ -39,7 +39,7 @@ class Chunk:
 
     parts: (index of the EW in the routes, rows, pairs)
     unsent: parts that wait for a free slot
-    replies, held: by part, the reply; and the slots they lie in
+    replies: by part; held: by part, the slot that its reply lies in
     assemblies: by part, replies that come in pieces
     masked: bool [rows, top_k], pairs that are left out; None: none are
     """
@@ -69,7 +69,7 @@ class Chunk:
         self.parts = assignment.parts
         self.unsent = list(range(len(self.parts)))
         self.replies: dict[int, memoryview] = {}
-        self.held: list[tuple[ClientChannel, int]] = []
+        self.held: dict[int, tuple[ClientChannel, int]] = {}
         self.assemblies: dict[int, Assembly] = {}
         self.masked: NDArray[np.bool_] | None = None
         self._topk_ids = topk_ids
@@ -104,9 +104,21 @@ class Chunk:
             self.assemblies[part] = found
         return found
 
+    def move_out(self, channel: ClientChannel) -> bool:
+        """Give back one slot of a channel whose reply has come, and keep the reply elsewhere; False
+        if there is none.
+        """
+        for part, (holder, slot) in self.held.items():
+            if holder is channel:
+                self.replies[part] = memoryview(bytearray(self.replies[part]))
+                channel.release(slot)
+                del self.held[part]
+                return True
+        return False
+
     def release(self) -> None:
         """Give back the slots whose replies have come."""
-        for channel, slot in self.held:
+        for channel, slot in self.held.values():
             channel.release(slot)
 
 

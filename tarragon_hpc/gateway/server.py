@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Self
 import uvicorn
 
 from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.gateway.protocol import GuardedProtocol
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from fastapi import FastAPI
@@ -60,25 +62,34 @@ class HttpServer:
     """Serves an app on a listening socket, which it owns, until it is stopped.
 
     Use as `async with HttpServer(app, listen(host, port)):`. Leaving gives running responses
-    `grace_s` seconds, then cuts them.
+    `grace_s` seconds, then cuts them. `tls`: None for plain HTTP.
     """
 
-    def __init__(self, app: FastAPI, sock: socket.socket, *, grace_s: int = 2) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        sock: socket.socket,
+        *,
+        grace_s: int = 2,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._socket = sock
         self._name: tuple[str, int] = sock.getsockname()[:2]
-        self._server = _Uvicorn(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=grace_s,
-            )
+        config = uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=grace_s,
         )
+        config.load()
+        config.ssl = tls  # `load` would make a context of its own from files
+        self._server = _Uvicorn(config)
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:

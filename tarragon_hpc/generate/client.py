@@ -12,6 +12,7 @@ from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.generate.outputs import Outcome
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from tarragon_hpc.generate.inputs import Request
@@ -30,7 +31,8 @@ class _Busy(Exception):
 class BatchClient:
     """Talks to one gateway. `endpoint` ends in /v1.
 
-    concurrency: requests in flight at most. sleep: waits between tries, for tests.
+    concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
+    sleep: waits between tries, for tests.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class BatchClient:
         *,
         concurrency: int,
         api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._base = endpoint.removesuffix("/v1")
         self._concurrency = concurrency
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._verify = tls if tls is not None else True
         self._transport = transport
         self._sleep = sleep
 
@@ -59,7 +63,7 @@ class BatchClient:
         timeout = httpx.Timeout(None, connect=10.0)
         async with httpx.AsyncClient(
             base_url=self._base, headers=self._headers, limits=limits, timeout=timeout,
-            transport=self._transport,
+            transport=self._transport, verify=self._verify,
         ) as http:  # fmt: skip
             try:
                 async with asyncio.TaskGroup() as group:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 KEPT = 256
 NOTE = "chaos: "
 
-_FAULTS = ("kill", "stop", "slow")
+_FAULTS = ("kill", "stop", "slow", "cut", "silence")
+_END = ("cont", "heal")
 _EVIDENCE = ("failure masked", "worker suspected", "worker silent", "worker lost")
 _NOTE_SLACK_S = 0.05
 _BACK = ("worker trusted again", "worker heard again")
@@ -59,7 +60,7 @@ class Stories:
                 story.injected = at
                 if "detected" in story.at:
                     return [Passed("detected", story.at["detected"] - at)]
-        elif fault == "cont" and story is not None:
+        elif fault in _END and story is not None:
             story.lasting = False
         return []
 

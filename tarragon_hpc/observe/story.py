@@ -69,7 +69,7 @@ class Story:
     fault: str | None = None
     injected: float | None = None
     lasting: bool = False
-    """A stop or slowdown that nobody has ended yet."""
+    """Something but a kill, that nobody has ended yet."""
     how: str = ""
     by: str = ""
     at: dict[str, float] = field(default_factory=dict)

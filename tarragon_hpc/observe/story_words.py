@@ -25,7 +25,13 @@ _WORDS = {
     "restored": "capacity restored",
     "back": "trusted again",
 }
-_DONE = {"kill": "killed", "stop": "stopped", "slow": "slowed down"}
+_DONE = {
+    "kill": "killed",
+    "stop": "stopped",
+    "slow": "slowed down",
+    "cut": "cut off",
+    "silence": "silenced",
+}
 
 
 def in_words(story: Mapping[str, Any]) -> str:

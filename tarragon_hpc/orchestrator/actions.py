@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.orchestrator.placement import Placement
 
 
@@ -90,12 +91,15 @@ class Rearrange:
 
 @dataclass(frozen=True, slots=True)
 class Condemn:
-    """Declare a worker lost whose process may still run; `how` as in WorkerLost."""
+    """Declare a worker lost whose process may still run; `how` as in WorkerLost. absent: it, if it
+    never registered.
+    """
 
     worker: str
     incarnation: int
     how: str
     reason: str
+    absent: tuple[Incarnation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +150,10 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The run cannot go on: stop it as failed."""
+    """The run cannot go on: stop it as failed. absent: who is waited for and never registered."""
 
     reason: str
+    absent: tuple[Incarnation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.errors import Claimed
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator.events import WorkerHeard, WorkerSilent
 from tarragon_hpc.orchestrator.state import Phase, State
@@ -25,6 +26,7 @@ _KNOWN_EXITS = {
     EXIT_BUG: "a bug in its control thread",
     EXIT_HEAD_LOST: "it lost the head",
     EXIT_FENCED: "it was fenced",
+    Claimed.exit_status: "another process had its incarnation",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.ids import Role
+from tarragon_hpc.ids import Incarnation, Role
 from tarragon_hpc.orchestrator import copies
 from tarragon_hpc.orchestrator.actions import (
     Abandon,
@@ -35,7 +35,7 @@ from tarragon_hpc.orchestrator.stores import send_stores
 from tarragon_hpc.orchestrator.tables import difference, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tarragon_hpc.orchestrator.policy import Policy
 
@@ -89,7 +89,8 @@ def _give_up(state: State, now: float, policy: Policy) -> Iterator[GiveUp]:
             yield GiveUp(f"{worker.worker} died during the start: {how}")
             return
     if now - state.since > policy.start_timeout_s:
-        yield GiveUp(f"not serving after {policy.start_timeout_s:g} s: {state.waiting_for()}")
+        late = f"not serving after {policy.start_timeout_s:g} s: {state.waiting_for()}"
+        yield GiveUp(late, _absent(state.workers.values()))
 
 
 def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
@@ -100,9 +101,16 @@ def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
             if now - worker.silent_at > policy.stopped_grace_s:
                 yield Condemn(*who, SILENCE, f"unresponsive for {policy.stopped_grace_s:g} s")
         elif worker.phase in _ARRIVING and now - worker.started > policy.start_timeout_s:
-            yield Condemn(*who, TIME, f"not ready after {policy.start_timeout_s:g} s")
+            late = f"not ready after {policy.start_timeout_s:g} s"
+            yield Condemn(*who, TIME, late, _absent([worker]))
         elif worker.phase is Phase.STOPPING and now - worker.since > policy.exit_limit_s:
             yield Condemn(*who, TIME, f"leaving for more than {policy.exit_limit_s:g} s")
+
+
+def _absent(workers: Iterable[Worker]) -> tuple[Incarnation, ...]:
+    """Which of these have been started and never registered."""
+    absent = (w for w in workers if w.phase is Phase.STARTING)
+    return tuple(Incarnation(w.worker, w.incarnation) for w in absent)
 
 
 def _fence(state: State, now: float, policy: Policy) -> Iterator[Fence]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from tarragon_hpc.errors import ClusterError
@@ -80,8 +81,12 @@ class Orchestrator:
         silence_bound_s: float,
         observe: Callable[[State, State, ev.Event], None],
         prepare: Callable[[list[str], list[str]], str | None] = lambda workers, beside: None,
+        explain: Callable[[tuple[Incarnation, ...]], str] = lambda absent: "",
     ) -> None:
-        """`prepare` makes places for more workers beside those that stay, or says why not."""
+        """`prepare` makes places for more workers beside those that stay, or says why not.
+        `explain` says what is known of workers that were started and never registered; it is
+        called in a thread and may read files.
+        """
         self.state = begin(created)
         self.heard: dict[Incarnation, float] = {}
         self.stats: dict[Incarnation, Mapping[str, float]] = {}
@@ -91,6 +96,7 @@ class Orchestrator:
         self._bound_s = silence_bound_s
         self._observe = observe
         self._prepare = prepare
+        self._explain = explain
         self._links: dict[Incarnation, Link] = {}
         self._exits: dict[Incarnation, tuple[str, asyncio.TimerHandle]] = {}
         self._unwritten: list[ev.Event] = [created]
@@ -209,9 +215,16 @@ class Orchestrator:
                 return self.state
             self._look()
             for action in plan(self.state, time.monotonic(), self._policy):
-                self._perform(action)
+                self._perform(await self._explained(action))
             if not self._unwritten:
                 await self._rest()
+
+    async def _explained(self, action: ac.Action) -> ac.Action:
+        """With what can be found out about workers that never came."""
+        if not isinstance(action, ac.GiveUp | ac.Condemn) or not action.absent:
+            return action
+        words = await asyncio.to_thread(self._explain, action.absent)
+        return replace(action, reason=f"{action.reason}; {words}") if words else action
 
     async def _remember(self) -> None:
         while self._unwritten:

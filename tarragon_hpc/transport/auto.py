@@ -6,15 +6,16 @@ import importlib
 import ipaddress
 import logging
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import ConfigError, ConnectFailed, ConnectRefused
 from tarragon_hpc.transport.admission import Admission
 from tarragon_hpc.transport.choice import AUTO, Side, choose, merge, take_apart
 from tarragon_hpc.transport.interfaces import KEY as INTERFACE_KEY
+from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.transport.rdma_ports import Port, choose_port, find_ports
 from tarragon_hpc.transport.shm import ShmConnector, ShmListener
+from tarragon_hpc.transport.tcp import TcpConnector, TcpListener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
         ServerChannel,
     )
     from tarragon_hpc.transport.bell import ProcessDoorbell
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +62,6 @@ def make_listener(
             return ShmListener(runtime_dir, *who)
         try:
             if kind == "tcp":
-                from tarragon_hpc.transport.tcp import TcpListener
-
                 return TcpListener(host, *who, silent_loss_s=silent_loss_s)
             port = _port(config.rdma)
             from tarragon_hpc.transport.rdma import RdmaListener
@@ -117,20 +114,13 @@ def make_connector(
     if config.kind in (AUTO, "shm"):
         ways["shm"] = ShmConnector(*who)
     if config.kind in (AUTO, "tcp"):
-        from tarragon_hpc.transport.tcp import TcpConnector
-
         ways["tcp"] = TcpConnector(*who, silent_loss_s=silent_loss_s)
     if config.kind == "rdma":
         fabric = add_rdma()
     elif config.kind == AUTO:
         with _optional():
             fabric = add_rdma()
-    return AutoConnector(ways, Side(frozenset(ways), node_id(), fabric), linked)
-
-
-def node_id() -> str:
-    """The same for all processes of one boot of one machine, containers included."""
-    return _BOOT_ID.read_text().strip()
+    return AutoConnector(ways, Side(frozenset(ways), boot_id(), fabric), linked)
 
 
 class AutoListener:
@@ -148,7 +138,7 @@ class AutoListener:
         return f"AutoListener({', '.join(map(repr, self._listeners))})"
 
     def address(self) -> dict[str, str]:
-        return merge(node_id(), [listener.address() for listener in self._listeners])
+        return merge(boot_id(), [listener.address() for listener in self._listeners])
 
     def accepted(self) -> list[ServerChannel]:
         joined: list[ServerChannel] = []

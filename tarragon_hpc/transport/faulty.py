@@ -293,6 +293,7 @@ class FaultyServer(_FaultyEnd["ServerChannel"]):
         super().__init__(faults, inner)
         self._came: deque[tuple[float, Request]] = deque()  # since when it can be seen
         self._looked = 0.0
+        self._altered: dict[int, memoryview] = {}  # valid until `send`, whoever has the address
 
     def poll(self) -> Request | None:
         self.look()
@@ -305,6 +306,7 @@ class FaultyServer(_FaultyEnd["ServerChannel"]):
 
     def send(self, slot: int, nbytes: int) -> None:
         self._inner.send(slot, nbytes)
+        self._altered.pop(slot, None)
 
     def look(self) -> float:
         now = self._faults.clock()
@@ -323,7 +325,8 @@ class FaultyServer(_FaultyEnd["ServerChannel"]):
             case Delay(seconds):
                 self._came.append((now + seconds, request))
             case Corrupt(bit):
-                self._came.append((0.0, Request(request.slot, _flipped(request.data, bit))))
+                data = self._altered[request.slot] = _flipped(request.data, bit)
+                self._came.append((0.0, Request(request.slot, data)))
             case Sever():
                 self._sever(f"request {number}")
             case _:

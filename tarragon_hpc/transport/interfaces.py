@@ -1,4 +1,4 @@
-"""The address of this node that workers and head use (`transport.interface`)."""
+"""This node: which one it is, and its address for workers and head (`transport.interface`)."""
 
 from __future__ import annotations
 
@@ -78,6 +78,13 @@ def resolve(setting: str, interfaces: Sequence[Interface]) -> str:
             if interface.up and ipaddress.ip_address(address) in block:
                 return address
     raise ConfigError(KEY, f"{setting}: no interface that is up has it; there are {there}")
+
+
+def boot_id() -> str:
+    """Names the running kernel: the same for all processes of a node until it is booted again,
+    those in containers included.
+    """
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def read_interfaces() -> list[Interface]:

@@ -39,7 +39,8 @@ def connect(host: str, port: int, deadline: float) -> socket.socket:
 def host_and_port(peer: str, address: dict[str, str]) -> tuple[str, int]:
     """Of a listener, from its address. Raises ConnectFailed if that is not there."""
     host, port = address.get("host", ""), address.get("port", "")
-    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+    plain = port.isascii() and port.isdecimal() and len(port) <= 5
+    if not host or not plain or not 0 < int(port) < 65536:
         raise ConnectFailed(f"{peer}: {address} names no host and port")
     return host, int(port)
 

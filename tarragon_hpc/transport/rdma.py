@@ -18,6 +18,7 @@ from tarragon_hpc import native
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
 from tarragon_hpc.transport import memory, net, rdma_offer
 from tarragon_hpc.transport.admission import geometry_refusal
+from tarragon_hpc.transport.dial import failure
 from tarragon_hpc.transport.monitor import Monitor
 from tarragon_hpc.transport.net_join import Answer, Join, Session
 from tarragon_hpc.transport.rdma_device import open_port
@@ -236,7 +237,7 @@ class RdmaConnector:
                 sock.close()
                 raise
         except (OSError, FrameError, AuthError, ConnectFailed) as error:
-            raise ConnectFailed(f"{peer}.{peer_incarnation}: {error}") from None
+            raise failure(peer, peer_incarnation, error) from None
 
     def _join(
         self, sock: socket.socket, peer: str, peer_incarnation: int, g: Geometry, deadline: float

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
@@ -131,7 +132,7 @@ class Reception:
         except OSError:
             return  # the client has gone again, or this listener has
         with self._lock:
-            if self.closed or len(self._joining) - len(self._aside) >= MAX_JOINING:
+            if self.closed or not self._make_room():
                 sock.close()
                 return
             thread = threading.Thread(
@@ -139,6 +140,16 @@ class Reception:
             )
             self._joining[thread] = sock
             thread.start()
+
+    def _make_room(self) -> bool:
+        """Under the lock: those that have waited longest go, as in `wire.strangers`."""
+        strangers = {t: s for t, s in self._joining.items() if t not in self._aside}
+        surplus = len(strangers) + 1 - MAX_JOINING
+        if surplus > 0:
+            for sock in islice((s for s in strangers.values() if s is not None), surplus):
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        return surplus <= MAX_JOINING
 
     def _shake(self, sock: socket.socket) -> None:
         me = threading.current_thread()

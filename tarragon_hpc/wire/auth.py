@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAGIC = b"TARRAGN1"
+SECRET = 32
 NONCE = 32
 MAC = 32
 HELLO_BYTES = len(MAGIC) + NONCE
@@ -37,7 +38,7 @@ OK = b"\x01"
 
 def new_secret() -> bytes:
     """A fresh secret for a run."""
-    return secrets.token_bytes(32)
+    return secrets.token_bytes(SECRET)
 
 
 def write_secret(path: Path, secret: bytes) -> None:
@@ -45,21 +46,27 @@ def write_secret(path: Path, secret: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(secret.hex().encode())
+        file.flush()
+        os.fsync(fd)
 
 
 def read_secret(path: Path) -> bytes:
     """Read a secret; refuses a file that others could read."""
     try:
-        mode = path.stat().st_mode
-        text = path.read_text()
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(4 * SECRET)
     except OSError as error:
         raise ConfigError(str(path), error.strerror or "cannot be read") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(str(path), "holds a secret and must have mode 0600")
     try:
-        return bytes.fromhex(text.strip())
+        secret = bytes.fromhex(text.decode("ascii").strip())
     except ValueError:
-        raise ConfigError(str(path), "does not hold a secret") from None
+        secret = b""
+    if len(secret) != SECRET:  # an empty one, of a file cut short, would open every door
+        raise ConfigError(str(path), "does not hold a secret")
+    return secret
 
 
 def session_key(secret: bytes, purpose: bytes, nonce_c: bytes, nonce_s: bytes) -> bytes:

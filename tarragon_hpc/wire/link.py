@@ -23,10 +23,11 @@ from tarragon_hpc.wire.to_head import Heartbeat, Register
 from tarragon_hpc.wire.to_worker import Fence, ToWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import ssl
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tarragon_hpc.config import Config
+    from tarragon_hpc.config import Config, DetectionConfig
     from tarragon_hpc.wire.common import Message
 
 # Exit statuses of a worker that ends itself here (after sysexits.h). The head names them.
@@ -45,9 +46,11 @@ log = logging.getLogger(__name__)
 class WorkerContext:
     """What a worker process knows when its role's `main(context)` is called.
 
-    `runtime_dir` is on this node, private to the user and short enough for Unix sockets; the head
-    removes it at the end of the run. `cpus` has been applied to the process already; None: unbound.
-    `shares_cpus`: AWs and EWs compute on the same ones.
+    `runtime_dir` is on this node, private to the user and short enough for Unix sockets; it is
+    removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
+    `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
+    before the head is called, with the address that it will be given. `tls`: of the control
+    connection.
     """
 
     worker: str
@@ -59,6 +62,16 @@ class WorkerContext:
     runtime_dir: Path
     cpus: tuple[int, ...] | None
     shares_cpus: bool = False
+    publish: Callable[[Mapping[str, str]], None] = lambda address: None
+    tls: ssl.SSLContext | None = None
+
+
+def lease_s(detection: DetectionConfig) -> float:
+    """How long a worker may serve that is cut off from its head: until that gives its place away.
+
+    A head that is stopped is not a reason to leave, as long as its host answers.
+    """
+    return detection.heartbeat_ms * detection.heartbeat_misses / 1000 + detection.stopped_grace_s
 
 
 class WorkerLink:
@@ -66,8 +79,8 @@ class WorkerLink:
 
     `on_message` and `stats` are called in the control thread and must not block. `Fence` never
     reaches `on_message`: the process ends at once (EXIT_FENCED). Losing the head ends the process
-    too (EXIT_HEAD_LOST), and so does an exception in the control thread (EXIT_BUG): a worker that
-    nobody can reach must not go on serving.
+    too (EXIT_HEAD_LOST), also if its host is silent for `lease_s`, and so does an exception in the
+    control thread (EXIT_BUG): a worker that nobody can reach must not go on serving.
     """
 
     def __init__(
@@ -133,8 +146,11 @@ class WorkerLink:
 
     async def _serve(self) -> None:
         context = self._context
+        context.publish(self._address)
         try:
-            self._connection = await connect(*context.head, context.secret, worker_decoder())
+            self._connection = await connect(
+                *context.head, context.secret, worker_decoder(), context=context.tls
+            )
         except TarragonError as error:
             log.error("cannot join the run: %s", error)
             os._exit(EXIT_HEAD_LOST)
@@ -180,7 +196,11 @@ class WorkerLink:
 
     async def _beat(self, connection: Connection[ToWorker]) -> None:
         context = self._context
+        lease = lease_s(context.config.detection)
         while True:
             await asyncio.sleep(context.config.detection.heartbeat_ms / 1000)
+            if connection.unheard_s() > lease:
+                log.error("the head's host has been silent for %.1f s; exiting", lease)
+                os._exit(EXIT_HEAD_LOST)
             if connection.backlog < _QUIET_ABOVE_BYTES:
                 connection.send(Heartbeat(context.worker, context.incarnation, self._stats()))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tarragon_hpc.cluster.rendezvous import HeadRecord, create_run, run_secret, write_head
+from tarragon_hpc.cluster.records import HeadRecord
+from tarragon_hpc.cluster.rendezvous import create_run, run_secret, write_head
 from tarragon_hpc.config import load_config
 from tarragon_hpc.wire.codec import head_decoder
 from tarragon_hpc.wire.common import Peer, SamplingSpec

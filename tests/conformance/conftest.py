@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.conformance import peer
@@ -31,13 +33,14 @@ def pair(world):
 
 @pytest.fixture(params=cases(PLAIN))
 def faulty(request, tmp_path):
-    """Makes a world of each transport in which everybody has the faults of a plan."""
-    made = []
+    """Makes worlds of each transport, one at a time; everybody has the faults of a plan."""
+    made = contextlib.ExitStack()
 
     def make(plan):
-        made.append(struck(PLAIN[request.param], plan)(str(tmp_path / f"run{len(made)}")))
-        return made[-1]
+        made.close()
+        world = struck(PLAIN[request.param], plan)(str(tmp_path / "run"))
+        made.callback(world.close)
+        return world
 
-    yield make
-    for world in made:
-        world.close()
+    with made:
+        yield make

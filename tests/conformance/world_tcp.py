@@ -16,6 +16,9 @@ class TcpWorld(ProcessWorld):
     name = "tcp"
     has_network = True
     host = HOST
+    death_seen_s = 0.25  # the news passes through the relay's thread
+    # A peer is asked after a quarter of it, and may take all of it to answer.
+    _silent_loss_s = ProcessWorld.silent_loss_s * 0.6
 
     def __init__(self, directory):
         super().__init__(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from tarragon_hpc.bench.service import serving
+from tarragon_hpc.cluster.rendezvous import read_head
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -54,8 +54,8 @@ def test_garbage_on_every_port(tiny_models, tmp_path):
             for c in p.net_connections("tcp")
             if c.status == psutil.CONN_LISTEN
         }
-        head = json.loads((service.run_dir / "head.json").read_text())
-        assert any(port == head["control_port"] for _, port in listening), (head, listening)
+        head = read_head(service.run_dir)
+        assert any(port == head.control_port for _, port in listening), (head, listening)
         for ip, port in listening:
             for size in (0, 1, 40, 5000):
                 try:
@@ -75,7 +75,7 @@ def test_a_stop_leaves_nothing_behind(how, tiny_models, tmp_path):
         assert complete(service.endpoint) == 4
         family = descendants(service.process.pid)
         assert len(family) >= 2
-        runtime = Path(json.loads((service.run_dir / "head.json").read_text())["runtime_dir"])
+        runtime = Path(read_head(service.run_dir).runtime_dir)
         assert runtime.stat().st_mode & 0o777 == 0o700
         if how == "stop":
             command = [sys.executable, "-m", "tarragon_hpc.cli", "stop", str(service.run_dir)]

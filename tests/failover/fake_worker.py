@@ -3,9 +3,10 @@
 The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it registers),
 `crash-again=ew1` (the same, from the second incarnation on), `crash-loading=ew1` (an exception
 after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM), `sleepless=aw0` (never sends a
-heartbeat after Ready), `unable=ew0` (cannot load anything more). AWs make one token every 5 ms, and
-say that all they run is protected while they know a store. They claim to be linked to the EWs by
-shm and to the CSs by tcp, for a reason.
+heartbeat after Ready), `unable=ew0` (cannot load anything more), `absent` (the EWs never come: ew0
+sees no run directory, ew1 hangs in an import, ew2 cannot reach the head). AWs make one token every
+5 ms, and say that all they run is protected while they know a store. They claim to be linked to the
+EWs by shm and to the CSs by tcp, for a reason.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ fault, _, victim = sys.argv.pop(1).partition("=")
 def main(context: WorkerContext) -> int:
     me = (context.worker, context.incarnation)
     mine = fault if victim == context.worker else ""
+    if fault == "absent" and context.worker in ("ew1", "ew2"):
+        if context.worker == "ew2":
+            context.publish({})
+        time.sleep(60)
     if mine == "crash" or (mine == "crash-again" and context.incarnation > 1):
         print("this worker has a bad day", flush=True)
         sys.exit(9)
@@ -154,4 +159,6 @@ if __name__ == "__main__":
     sys.modules["tarragon_hpc.expert.worker"] = this
     sys.modules["tarragon_hpc.checkpoint.worker"] = this
     threading.current_thread().name = "main"
+    if fault == "absent" and "ew0" in sys.argv:
+        time.sleep(60)
     entry.leave(entry.main())

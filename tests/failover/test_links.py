@@ -56,8 +56,8 @@ def test_head_and_workers_meet_at_the_interface_that_is_set(make_config, serving
         async with serving(make_config(transport={"interface": address})) as service:
             record = read_head(service.info.run_dir)
             assert record.control_host == address
+            other = LOOPBACK if address != LOOPBACK else "127.0.0.2"
             with pytest.raises(OSError):
-                other = LOOPBACK if address != LOOPBACK else "127.0.0.2"
                 socket.create_connection((other, record.control_port), timeout=5).close()
             assert (await service.complete(3)).status_code == 200
 

@@ -172,6 +172,19 @@ def test_a_worker_that_dies_at_once_fails_the_start_with_its_last_words(
     assert "ew1 died during the start" in status["reason"]
 
 
+def test_a_start_that_takes_too_long_says_how_far_each_worker_came(make_config, fake_workers):
+    fake_workers("absent")
+    cluster = {"start_timeout_s": 6, "drain_timeout_s": 1}
+    with pytest.raises(ClusterError) as error:
+        start(make_config(experts={"workers": 3}, cluster=cluster))
+    text = str(error.value)
+    assert text.startswith("not serving after 6 s: ")
+    assert "ew0 (starting), ew1 (starting), ew2 (starting); nothing was written by ew0.1: " in text
+    assert "began but were not ready to connect: ew1.1 (pid " in text
+    assert "ready but never reached 127.0.0.1:" in text
+    assert " (a firewall?): ew2.1 (pid " in text
+
+
 def test_an_exception_while_loading_shows_its_traceback(make_config, fake_workers):
     fake_workers("crash-loading=ew0")
     with pytest.raises(ClusterError, match="(?s)ew0 died .*exit status 1.*no room for the experts"):

@@ -13,7 +13,13 @@ from tarragon_hpc.bench import failover
 from tarragon_hpc.bench.aftermath import Resumption
 from tarragon_hpc.bench.arrivals import Stream
 from tarragon_hpc.bench.failover_report import Record, as_table, summarize
-from tarragon_hpc.bench.failover_setup import make_prompts, read_also, service_config
+from tarragon_hpc.bench.failover_setup import (
+    make_prompts,
+    on_hosts,
+    read_also,
+    service_config,
+    worker_names,
+)
 from tarragon_hpc.bench.injection import Injection, capacity_seconds, is_protected, is_whole
 from tarragon_hpc.bench.restart import Restart
 from tarragon_hpc.config import load_config
@@ -118,6 +124,7 @@ def test_a_replacement_that_loads_is_not_whole():
         ({"kill": "aw", "also": "ew=x"}, "--also ew=x: expected ROLE=SHARE with a share from 0"),
         ({"overrides": {"experts": {"shadows": -1}}}, "experts.shadows"),
         ({"fault": "kill,cont"}, "--fault: 'cont' is not one of kill, stop, slow"),
+        ({"fault": "kill,cut"}, "--fault cut: needs --hosts"),
         ({"png": "no/such/folder.png"}, "--png no/such/folder.png: the folder does not exist"),
     ],
 )
@@ -134,6 +141,23 @@ def test_a_store_only_where_it_is_used(role, aws, stores):
     assert config.checkpoint.restore == ("always" if stores else "auto")
     changed = service_config("m", role, 16, {"checkpoint": {"restore": "auto"}})
     assert load_config(changed).checkpoint.restore == "auto"
+
+
+class FakeHosts:
+    block = "10.1.2.0/24"
+
+    def prefix(self, host):
+        return ["on", host]
+
+
+def test_every_worker_has_a_host():
+    config = service_config("m", "aw", 16, {"cluster": {"pin": "none"}})
+    names = ["aw0", "aw1", "aw2", "ew0", "ew1", "cs0"]
+    assert worker_names(config) == names
+    spread = load_config(on_hosts(config, FakeHosts()))
+    assert spread.cluster.prefix == {name: ["on", name] for name in names}
+    assert (spread.cluster.pin, spread.attention.workers) == ("none", 3)
+    assert (spread.transport.kind, spread.transport.interface) == ("tcp", "10.1.2.0/24")
 
 
 def test_prompts_are_the_same_whether_sampled_or_not():

@@ -13,9 +13,10 @@ import tempfile
 import pytest
 
 from tarragon_hpc.cluster.forkserver import READY
+from tarragon_hpc.config.schema import TransportConfig
+from tarragon_hpc.transport.auto import make_connector
 from tarragon_hpc.transport.base import Geometry
 from tarragon_hpc.transport.bell import ProcessDoorbell
-from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.wire import kv
 from tarragon_hpc.wire.kv import Run
 from tarragon_hpc.wire.to_head import Heartbeat, Ready, Register, Stopping
@@ -101,9 +102,10 @@ def test_keeps_what_an_aw_sends_and_says_so(running):
     running.head.send("cs0", Welcome(1))
     assert running.head.take("cs0", Ready) == Ready("cs0", 1, {"memory": 1 << 20})
     bell = ProcessDoorbell()
-    channel = ShmConnector("aw0", 1, SECRET, bell).connect(
-        "cs0", 1, register.address, Geometry(2, 4096, 4096)
+    connector = make_connector(
+        TransportConfig(), worker="aw0", incarnation=1, secret=SECRET, bell=bell
     )
+    channel = connector.connect("cs0", 1, register.address, Geometry(2, 4096, 4096))
     run = Run(5, 1, 0, 0, 20)
     for frame in (hello(sequence=1), put(2, [run])):
         assert kv.unpack_header(exchange(channel, bell, frame)).status == kv.STATUS_OK

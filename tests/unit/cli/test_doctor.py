@@ -81,7 +81,7 @@ def test_every_finding_is_printed(monkeypatch, capsys):
     findings = doctor.examine()
     assert list(findings) == [
         "tarragon", "native", "torch", "vllm", "gpu", "rdma", "verbs", "transport", "memlock",
-        "network", "slurm", "shm", "cpu",
+        "network", "slurm", "shm", "run.root", "cpu",
     ]  # fmt: skip
     printed = json.loads(doctor.as_json(findings))
     assert printed["torch"] == {"present": False, "detail": "not [here]"}

@@ -131,6 +131,53 @@ def test_what_lasts_has_two_records(process, tmp_path, fault):
     assert began.get("factor") == (10.0 if fault == "slow" else None)
 
 
+class FakeWires:
+    def __init__(self):
+        self.done = []
+
+    def cut(self, host):
+        self.done.append(("cut", host))
+
+    def silence(self, host):
+        self.done.append(("silence", host))
+
+    def heal(self, host):
+        self.done.append(("heal", host))
+
+
+@pytest.mark.parametrize("fault", ["cut", "silence"])
+def test_a_link_is_healed_even_if_that_is_interrupted(process, tmp_path, fault):
+    head, wires = FakeHead(status(process.pid)), FakeWires()
+
+    async def scenario():
+        chaos = Chaos(tmp_path, head, lambda _: None, wires=wires)
+        async with chaos.aim("ew0") as victim:
+            await chaos.strike(victim, fault, lasts_s=0.05)
+            assert wires.done == [(fault, "ew0"), ("heal", "ew0")]
+            strike = asyncio.create_task(chaos.strike(victim, fault, lasts_s=60))
+            while len(head.notes) < 3:
+                await asyncio.sleep(0.001)
+            strike.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await strike
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert wires.done == [(fault, "ew0"), ("heal", "ew0")] * 2
+    began, ended, again = records(tmp_path)
+    assert (began["fault"], ended["fault"], again["fault"]) == (fault, "heal", fault)
+    assert (began["for_s"], process.poll()) == (0.05, None)
+
+
+def test_workers_of_one_host_have_no_links(process, tmp_path):
+    async def scenario():
+        chaos = Chaos(tmp_path, FakeHead(status(process.pid)), lambda _: None)
+        async with chaos.aim("ew0") as victim:
+            await chaos.strike(victim, "cut", lasts_s=1.0)
+
+    with pytest.raises(UserError, match="FAULT: cut: the workers of this run share a host"):
+        asyncio.run(scenario())
+
+
 def test_a_head_that_does_not_hear_of_it_changes_nothing(process, tmp_path):
     head, said = FakeHead(status(process.pid)), []
     head.deaf = True

@@ -12,8 +12,8 @@ import pytest
 from tarragon_hpc.cluster import client
 from tarragon_hpc.cluster.assemble import gateway_url
 from tarragon_hpc.cluster.client import head_of, query_status, stop_run
+from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
-    HeadRecord,
     create_run,
     create_runtime_dir,
     run_secret,
@@ -204,7 +204,7 @@ def test_stopping_a_dead_run_sweeps_its_runtime_directory_but_nothing_else(
 
 
 def test_a_directory_without_a_head_is_said_so(tmp_path: Path):
-    with pytest.raises(ClusterError, match="head.json: No such file"):
+    with pytest.raises(ClusterError, match="no head has written"):
         asyncio.run(query_status(tmp_path))
 
 

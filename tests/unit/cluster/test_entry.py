@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import types
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tarragon_hpc.cluster import entry
-from tarragon_hpc.cluster.rendezvous import HeadRecord, create_run, write_head
+from tarragon_hpc.cluster.records import HeadRecord
+from tarragon_hpc.cluster.rendezvous import create_run, write_head
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ConfigError
+from tarragon_hpc.ids import Incarnation
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    path = create_run(load_config({"model": {"path": "m"}}), tmp_path / "run")
-    record = HeadRecord("run", 1, "here", "127.0.0.1", 4000, "http://127.0.0.1:1/v1", "/tmp/rt")
-    write_head(path, record)
+    config = {"model": {"path": "m"}, "cluster": {"start_timeout_s": 0.4}}
+    path = create_run(load_config(config), tmp_path / "run")
+    rt = tmp_path / "rt"
+    rt.mkdir(mode=0o700)
+    write_head(path, HeadRecord("run", 1, "here", "127.0.0.1", 4000, "", str(rt)))
     return path
 
 
@@ -66,22 +74,25 @@ def test_bad_arguments_are_usage_errors(run_dir, capsys, change, expected):
     assert expected in capsys.readouterr().err
 
 
-def test_a_directory_that_is_no_run_is_refused_without_a_traceback(tmp_path: Path):
+def test_a_head_that_never_writes_is_waited_for_and_then_named(run_dir: Path):
+    (run_dir / "head.1.json").unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "tarragon_hpc.cluster.entry", *arguments(tmp_path)],
+        [sys.executable, "-m", "tarragon_hpc.cluster.entry", *arguments(run_dir)],
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 3
-    assert f"ew0.1 ERROR cluster.entry: {tmp_path}/head.json: No such file" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    waiting, given_up = done.stderr.splitlines()
+    missing = f"{run_dir}: no head has written where it listens"
+    assert waiting.endswith(f"ew0.1 INFO cluster.joining: waiting for the head: {missing}")
+    assert given_up.endswith(f"ew0.1 ERROR cluster.entry: no head within 0.4 s: {missing}")
 
 
 def test_a_secret_that_others_can_read_is_refused(run_dir: Path):
     (run_dir / "secret").chmod(0o644)
     with pytest.raises(ConfigError, match="must have mode 0600"):
-        entry.make_context(run_dir, "ew0", 1, None)
+        entry.make_context(run_dir, Incarnation("ew0", 1), None, contextlib.ExitStack())
 
 
 def test_the_roles_main_gets_the_context_and_the_binding(run_dir: Path, quiet, monkeypatch):
@@ -96,7 +107,7 @@ def test_the_roles_main_gets_the_context_and_the_binding(run_dir: Path, quiet, m
     assert (context.worker, context.incarnation, context.cpus) == ("ew5", 3, (0, 1))
     assert context.head == ("127.0.0.1", 4000)
     assert context.run_dir == run_dir
-    assert context.runtime_dir == Path("/tmp/rt")
+    assert context.runtime_dir == run_dir.parent / "rt"
     assert len(context.secret) == 32
     assert bound == [(0, 1)]
 

@@ -88,6 +88,7 @@ def test_stops_end_sometimes_slowdowns_always_kills_have_no_length():
     assert 0.15 < for_good < 0.35
     assert all(s is None or 0 < s <= 3 for s in stops)
     assert all(draw_fault(rng, 0.0, ("slow",)).lasts_s for _ in range(50))
+    assert all(draw_fault(rng, 0.0, ("cut", "silence")).lasts_s for _ in range(50))
     assert draw_fault(rng, 0.0, ("kill",)).lasts_s is None
 
 

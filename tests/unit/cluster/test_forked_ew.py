@@ -16,7 +16,8 @@ import pytest
 
 from tarragon_hpc.cluster.forking import ForkServers
 from tarragon_hpc.cluster.local import LocalLauncher, log_path
-from tarragon_hpc.cluster.rendezvous import SECRET, HeadRecord, create_run, write_head
+from tarragon_hpc.cluster.records import HeadRecord
+from tarragon_hpc.cluster.rendezvous import SECRET, create_run, write_head
 from tarragon_hpc.cluster.spec import plan_workers
 from tarragon_hpc.config import load_config
 from tarragon_hpc.ids import Incarnation

@@ -17,7 +17,8 @@ from tarragon_hpc.cluster import forking, local
 from tarragon_hpc.cluster.forking import ForkServers, worth_restarting
 from tarragon_hpc.cluster.forkserver import unfit
 from tarragon_hpc.cluster.local import LocalLauncher, log_path
-from tarragon_hpc.cluster.rendezvous import HeadRecord, create_run, write_head
+from tarragon_hpc.cluster.records import HeadRecord
+from tarragon_hpc.cluster.rendezvous import create_run, write_head
 from tarragon_hpc.cluster.spec import WorkerSpec
 from tarragon_hpc.config import load_config
 from tarragon_hpc.ids import Incarnation, Role
@@ -48,7 +49,8 @@ class Bench:
         monkeypatch.setenv("PRELOAD", preload)
         monkeypatch.setenv("LIGHT", light)
         self.run_dir = create_run(load_config({"model": {"path": "m"}}), root / "run")
-        write_head(self.run_dir, HeadRecord("r", 1, "h", "127.0.0.1", 4000, "", "/tmp/rt"))
+        (root / "rt").mkdir(mode=0o700)
+        write_head(self.run_dir, HeadRecord("r", 1, "h", "127.0.0.1", 4000, "", f"{root}/rt"))
         specs = {
             name: WorkerSpec(name, Role.EW, **{"cpus": None, "env": {}, "program": LIGHT, **spec})
             for name in ("ew0", "ew1")

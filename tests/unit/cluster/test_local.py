@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tarragon_hpc.cluster.local import LocalLauncher, log_path, log_tail
+from tarragon_hpc.cluster.forking import ForkServers
+from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes, log_path, log_tail
 from tarragon_hpc.cluster.spec import WorkerSpec
-from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.errors import ClusterError, ConfigError
 from tarragon_hpc.ids import Incarnation, Role
 
 EW0 = Incarnation("ew0", 1)
@@ -202,6 +203,49 @@ def test_a_program_that_is_not_there_is_a_clear_error(tmp_path: Path):
             launcher.start(EW0)
 
     asyncio.run(scenario())
+
+
+def test_a_program_before_a_worker_becomes_it(tmp_path: Path):
+    """Its pid, its session and its end are the worker's."""
+    code = f"import os; print(os.getpid(), os.getsid(0), os.environ['X'], flush=True)\n{SLEEP}"
+
+    async def scenario() -> None:
+        bench = Bench(tmp_path, code, prefix=("nice", "-n", "1", "env", "X=value"))
+        pid = bench.launcher.start(EW0)
+        assert (await bench.output()).startswith(f"{pid} {pid} value")
+        bench.launcher.kill(EW0)
+        assert await bench.exit() == -signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_with_a_prefix_is_not_forked(tmp_path: Path):
+    """Nobody is asked to fork it: there is no fork server that could answer."""
+    (tmp_path / "logs").mkdir()
+
+    async def scenario() -> int | None:
+        spec = WorkerSpec("ew0", Role.EW, None, prefix=("sh", "-c", "exec sleep 60"))
+        ended = asyncio.Event()
+        forks = ForkServers(tmp_path, ["/nowhere/python"])
+        launcher = LocalLauncher(
+            {"ew0": spec}, tmp_path, print, lambda who, returncode: ended.set(), forks
+        )
+        pid = launcher.start(EW0)
+        assert repr(forks) == "ForkServers()"
+        await launcher.close()
+        assert ended.is_set()
+        return pid
+
+    assert asyncio.run(scenario()) is not None
+
+
+def test_a_program_of_a_prefix_that_is_not_there_is_a_clear_error():
+    check_prefixes({"ew0": ["nice", "-n", "5"], "cs": [sys.executable]})
+    with pytest.raises(ConfigError) as error:
+        check_prefixes({"ew0": ["nice"], "cs": ["/nowhere/numactl", "-N", "0"]})
+    assert str(error.value) == (
+        "cluster.prefix.cs: '/nowhere/numactl': no such program; give its path"
+    )
 
 
 def test_the_tail_of_a_log(tmp_path: Path):

@@ -7,12 +7,15 @@ from tarragon_hpc.cluster.spec import plan_workers
 from tarragon_hpc.config import load_config
 
 
-def places(aws: int, ews: int, gpus: list[str], fraction: float = 0.4) -> Places:
+def places(
+    aws: int, ews: int, gpus: list[str], fraction: float = 0.4, **prefix: list[str]
+) -> Places:
     config = load_config(
         {
             "model": {"path": "m"},
             "attention": {"workers": aws, "gpu_memory_fraction": fraction},
             "experts": {"workers": ews},
+            "cluster": {"prefix": prefix},
         }
     )
     return Places(config, plan_workers(config, [0, 1, 2, 3], gpus), gpus)
@@ -52,3 +55,14 @@ def test_stores_take_no_place_from_others_and_can_be_added_where_there_were_none
     assert here.prepare(["ew1"], here.keys()) is None
     assert here["ew1"].env["CUDA_VISIBLE_DEVICES"] == "0"
     assert places(1, 1, []).prepare(["cs0"], []) is None
+
+
+def test_added_workers_have_their_own_prefix_or_their_role_s():
+    prefix = {"aw0": ["nice"], "ew": ["env"], "ew2": ["env", "X=1"], "cs": ["chrt", "-i", "0"]}
+    here = places(1, 1, [], **prefix)
+    assert here.prepare(["aw1", "ew1", "ew2", "cs0", "cs1"], here.keys()) is None
+    assert {name: list(spec.prefix) for name, spec in here.items()} == {
+        "aw0": ["nice"], "aw1": [],
+        "ew0": ["env"], "ew1": ["env"], "ew2": ["env", "X=1"],
+        "cs0": ["chrt", "-i", "0"], "cs1": ["chrt", "-i", "0"],
+    }  # fmt: skip

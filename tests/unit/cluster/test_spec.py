@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -77,6 +79,21 @@ def test_stores_have_no_place_of_their_own():
     assert [s.env["CUDA_VISIBLE_DEVICES"] for s in specs[:2]] == ["4", "5"]
 
 
+def test_a_worker_has_the_prefix_of_its_own_or_of_its_role():
+    prefixes = {"ew0": ["ip", "netns", "exec", "n1"], "ew": ["nice"], "cs": ["nice", "-n", "5"]}
+    wanted = config(1, 2, cluster={"prefix": prefixes}, checkpoint={"stores": 1})
+    specs = {s.worker: s for s in plan_workers(wanted, [0], [])}
+    assert {name: list(s.prefix) for name, s in specs.items()} == {
+        "aw0": [],
+        "ew0": prefixes["ew0"],
+        "ew1": prefixes["ew"],
+        "cs0": prefixes["cs"],
+    }
+    plain = replace(specs["ew0"], prefix=())
+    arguments = Incarnation("ew0", 1), Path("/r"), 9, 7
+    assert specs["ew0"].command(*arguments) == [*prefixes["ew0"], *plain.command(*arguments)]
+
+
 def test_aws_that_share_a_gpu_must_fit_on_it():
     with pytest.raises(ConfigError) as error:
         plan_workers(config(2, 1), [0], ["7"])
@@ -104,7 +121,7 @@ def test_the_command_line_is_one_that_the_entry_understands(monkeypatch):
         ),
     )
     assert entry_main(command[3:]) == 2
-    assert seen == [99, "aw0.4", 7, (Path("/runs/r"), "aw0", 4, (2, 3), True)]
+    assert seen == [99, "aw0.4", 7, (Path("/runs/r"), ("aw0", 4), (2, 3), ANY, True)]
 
 
 def test_the_machine_is_asked_without_torch(monkeypatch):

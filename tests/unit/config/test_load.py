@@ -71,6 +71,13 @@ def test_bytes(text, value):
         ({"checkpoint": {"stores": 1, "replicas": 2}}, "checkpoint.replicas: 2: needs as many"),
         ({"experts": {"batching": {"min_rows": 0}}}, "experts.batching.min_rows: 0: "),
         ({"run": {"name": "../x"}}, "run.name: '../x': "),
+        ({"cluster": {"prefix": {"ew": []}}}, "cluster.prefix.ew: []: "),
+        ({"cluster": {"prefix": {"ew": [""]}}}, "cluster.prefix.ew.0: '': "),
+        ({"cluster": {"prefix": {"ew": ["nice", 5]}}}, "cluster.prefix.ew.1: 5: "),
+        (
+            {"cluster": {"prefix": {"ewx": ["nice"]}}},
+            "cluster.prefix: {'ewx': ['nice']}: 'ewx' is neither a role (aw, ew, cs) nor a worker",
+        ),
     ],
 )
 def test_mistakes_name_the_key(changes, message):

@@ -20,3 +20,14 @@ def test_the_first_candidate_that_is_left_owns_the_expert():
 
 def test_owners_are_indices_of_the_given_workers():
     assert TABLE.owners(["ew2", "ew0"]).tolist() == [1, 0, 0, -1]
+
+
+def test_of_those_to_be_avoided_the_least_bad_owns_what_nobody_else_can():
+    def owners(avoid, lost=frozenset()):
+        return TABLE.owners(TABLE.workers, lost, avoid).tolist()
+
+    assert owners(("ew0",)) == [1, 1, 2, -1]
+    assert owners(("ew0", "ew1")) == [1, 2, 2, -1]
+    assert owners(("ew1", "ew0")) == [0, 2, 2, -1]
+    assert owners(("ew2", "ew0", "ew1")) == [1, 1, 2, -1]
+    assert owners(("ew2", "ew0", "ew1"), {"ew1"}) == [0, 2, 2, -1]

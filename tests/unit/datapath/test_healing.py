@@ -74,6 +74,18 @@ def test_exactly_the_unanswered_rows_are_sent_again(sim, batch):
     assert all(h.flags == 0 for h in sim.ews["ew0"].requests)
 
 
+def test_replies_that_wait_for_a_replay_make_room_for_it(two, batch):
+    """All slots of the survivor hold replies of chunks that lack what the other one owed."""
+    world, refe = two
+    world.ews["ew1"].mode = "mute"
+    b = batch(8)  # two chunks, as many as slots
+    ticket = b.dispatch(refe)
+    world.kill("ew1")
+    b.combine(refe, ticket)
+    assert b.right
+    assert {suspicion.peer for suspicion in of(world, Suspicion)} == {"ew1"}
+
+
 def test_a_replay_that_is_sent_waits_for_no_slot_any_more(sim, batch):
     sim.ew("ew0")
     sim.ew("ew1").mode = "mute"
@@ -152,6 +164,30 @@ def test_a_stopped_ew_is_hedged_avoided_and_trusted_again(sim, batch):
     sim.now += 1.0
     assert batch(4).run(refe).right
     assert len(of(sim, Clearance)) == 2
+
+
+def test_of_two_that_are_avoided_the_one_that_is_merely_slow_is_asked(sim, batch):
+    """Whoever has not answered for longer does not get the rows back, nor the next ones."""
+    sim.ew("ew0").mode = "mute"
+    slow = sim.ew("ew1")
+    refe = sim.refe(slots=4)
+    refe.apply_table(*sim.table(1, CROSSED))
+    assert batch(4).run(refe).right
+    assert [r.peer for r in of(sim, Suspicion)] == ["ew0"]
+    # Late again and again, so that it stays avoided after it has answered.
+    for _ in range(8):
+        refe._peers.health.trust("ew1", sim.now)
+        refe._peers.avoid("ew1", "late")
+    refe._peers.renew()
+    before = sim.now
+    for seed in range(3):
+        assert batch(4, seed=seed).run(refe).right
+    assert sim.now == before
+    # Both owe the same rows, and the slow one answers in the end.
+    slow.mode = "mute"
+    sim.at = {sim.waits + 4: lambda: (setattr(slow, "mode", "answer"), slow.answer())}
+    assert batch(4).run(refe).right
+    assert refe.stats.deadlines == 0
 
 
 def test_a_stopped_process_is_silent_before_its_answer_is_overdue(sim, batch):

@@ -54,10 +54,11 @@ def test_what_is_overdue_is_told_once_and_expires_later():
         ({"sequence": 2}, "reply of sequence 2, expected 1"),
         ({"incarnation": 2}, "reply of incarnation 2, expected 3"),
         ({"epoch": 8}, "reply of epoch 8, expected 7"),
+        ({"layer": 1}, "reply of layer 1, expected 0"),
     ],
 )
 def test_only_the_reply_that_is_owed_counts(change, why):
-    assert stale(owed(), reply(**change)) == why
+    assert stale(owed(), 0, reply(**change)) == why
 
 
 @pytest.mark.parametrize(

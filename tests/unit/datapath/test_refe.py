@@ -190,7 +190,9 @@ def test_rows_of_another_shape_are_refused(two, batch, change):
         batch(4, only=[0, 1]).run(refe)
 
 
-@pytest.mark.parametrize("change", [{"sequence": 99}, {"incarnation": 2}, {"epoch": 0}])
+@pytest.mark.parametrize(
+    "change", [{"sequence": 99}, {"incarnation": 2}, {"epoch": 0}, {"layer": 1}]
+)
 def test_a_stale_reply_is_dropped_counted_and_costs_the_channel(two, batch, change):
     sim, refe = two
     healthy = iter([False, True])

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tarragon_hpc.config.schema import TransportConfig
 from tarragon_hpc.datapath.ert import ERT
 from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.models.describe import describe
+from tarragon_hpc.transport.auto import make_connector
 from tarragon_hpc.transport.bell import ProcessDoorbell
-from tarragon_hpc.transport.shm import ShmConnector
 from tarragon_hpc.wire.codec import head_decoder
 from tarragon_hpc.wire.common import Peer
 from tarragon_hpc.wire.stream import accept
@@ -138,10 +139,12 @@ class Cluster:
         """An AW that routes by a placement."""
         spec = describe(model)
         bell = ProcessDoorbell()
+        connector = make_connector(
+            TransportConfig(), worker=worker, incarnation=1, secret=SECRET, bell=bell
+        )
         refe = Refe(
-            worker=worker, incarnation=1, connector=ShmConnector(worker, 1, SECRET, bell),
-            bell=bell, experts=spec.experts, top_k=spec.top_k, hidden=spec.shape.hidden,
-            dtype=spec.dtype, slots=2, slot_rows=32,
+            worker=worker, incarnation=1, connector=connector, bell=bell, experts=spec.experts,
+            top_k=spec.top_k, hidden=spec.shape.hidden, dtype=spec.dtype, slots=2, slot_rows=32,
         )  # fmt: skip
         holders = [[w for w, held in placement.items() if e in held] for e in range(spec.experts)]
         assert refe.apply_table(ERT.of(1, holders), self.peers) == {}

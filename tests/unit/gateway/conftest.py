@@ -16,6 +16,7 @@ from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.gateway.text import TextCodec
+from tarragon_hpc.gateway.tls import server_context
 from tarragon_hpc.models.spec import ExpertShape, ModelSpec
 from tarragon_hpc.models.tokenizer import write_tokenizer
 from tarragon_hpc.wire.common import SamplingSpec, TokenDelta, TokenLogprobs
@@ -196,7 +197,8 @@ class _Running:
             registry=registry,
         )
         self._stop = asyncio.Event()
-        async with HttpServer(app, listen("127.0.0.1", 0)) as server:
+        tls = server_context(self._config.gateway)
+        async with HttpServer(app, listen("127.0.0.1", 0), tls=tls) as server:
             worker.attach(sessions)
             sessions.set_serving(True, "")
             self.gateway = Gateway(

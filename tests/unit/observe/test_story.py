@@ -98,6 +98,22 @@ def test_a_worker_that_comes_back_ends_the_story():
     assert story["over"]
 
 
+@pytest.mark.parametrize("fault", ["cut", "silence"])
+def test_a_link_that_is_healed_ends_the_story(fault):
+    lines = [
+        line(5.0, f"chaos: {fault}", "ew1", 1, pid=5, for_s=1.0),
+        masked(5.06, "aw0.1", how="silent", detected=0.03),
+        line(6.5, "worker trusted again", "ew1", 1, by="aw0.1"),
+    ]
+    assert not tell(lines, 5)[0]["over"]
+    (story,) = tell([*lines, line(6.6, "chaos: heal", "ew1", 1)], 5)
+    assert (story["fault"], story["over"]) == (fault, True)
+    assert story["seconds"]["detected"] == pytest.approx(0.03)
+    assert in_words(story).startswith(
+        f"ew1.1 {'cut off' if fault == 'cut' else 'silenced'} at 00:16:45Z: noticed after 30.0 ms"
+    )
+
+
 def test_what_a_slow_worker_does_until_it_is_let_go_is_one_story():
     slow = [line(1.0, "chaos: slow", "ew1", 1, factor=10.0)]
     for i in range(3):

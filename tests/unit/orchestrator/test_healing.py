@@ -111,7 +111,7 @@ def test_a_replacement_that_never_gets_ready_is_started_again():
     assert [type(a) for a in perform(scenario)] == [Start]
     assert planned(scenario, later=59) == []
     (condemn,) = perform(scenario, later=61)
-    assert condemn == Condemn("aw1", 2, "time", "not ready after 60 s")
+    assert condemn == Condemn("aw1", 2, "time", "not ready after 60 s", (("aw1", 2),))
     assert perform(scenario) == [Fence("aw1", 2, "not ready after 60 s")]
     assert planned(scenario) == []
     assert [type(a) for a in planned(scenario, later=0.5)] == [Start]

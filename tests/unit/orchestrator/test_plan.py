@@ -79,7 +79,9 @@ def test_a_lost_connection_waits_for_the_exit_that_explains_it_but_not_for_ever(
 def test_a_start_that_takes_too_long_says_who_is_missing(scenario):
     scenario.started().registered("aw0")
     missing = "aw0 (registered), aw1 (starting), ew0 (starting), ew1 (starting)"
-    assert planned(scenario, later=61) == [GiveUp(f"not serving after 60 s: {missing}")]
+    assert planned(scenario, later=61) == [
+        GiveUp(f"not serving after 60 s: {missing}", (("aw1", 1), ("ew0", 1), ("ew1", 1)))
+    ]
 
 
 @pytest.mark.parametrize(("failed", "grace"), [(False, 5), (True, 0.0)])
