@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+# Its value is not repeated in an error, which may end up in a log.
+_SECRET = ("gateway", "api_keys")
+
 
 def parse_override(text: str) -> tuple[list[str], Any]:
     """Split `a.b=c` into (["a", "b"], value); the value is read as YAML."""
@@ -95,7 +98,7 @@ def _problem(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if message[1:2].islower():
         message = message[:1].lower() + message[1:]
-    return f"{value!r}: {message}"
+    return message if detail["loc"][:2] == _SECRET else f"{value!r}: {message}"
 
 
 def _keys_at(path: tuple[int | str, ...]) -> list[str]:

@@ -146,3 +146,10 @@ def test_the_input_is_not_changed():
     data = {"model": {"path": "x"}}
     load_config(data, ["model.seed=5"])
     assert data == {"model": {"path": "x"}}
+
+
+@pytest.mark.parametrize("keys", ["a-key", [""], [5], ["a-key", None]])
+def test_a_mistake_in_the_keys_is_explained_without_them(keys):
+    with pytest.raises(ConfigError, match=r"gateway\.api_keys") as mistake:
+        load_config({"model": {"path": "x"}, "gateway": {"api_keys": keys}})
+    assert "a-key" not in str(mistake.value)
