@@ -67,7 +67,7 @@ def test_bytes(text, value):
         ({"attention": {"kv_cache": "lots"}}, "attention.kv_cache: 'lots': expected a number of"),
         ({"attention": 5}, "attention: 5: "),
         ({"gateway": {"port": 70000}}, "gateway.port: 70000: "),
-        ({"gateway": {"api_keys": []}}, "gateway.api_keys: []: "),
+        ({"gateway": {"api_keys": []}}, "gateway.api_keys: "),
         ({"checkpoint": {"stores": 1, "replicas": 2}}, "checkpoint.replicas: 2: needs as many"),
         ({"experts": {"batching": {"min_rows": 0}}}, "experts.batching.min_rows: 0: "),
         ({"run": {"name": "../x"}}, "run.name: '../x': "),
