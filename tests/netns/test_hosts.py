@@ -59,10 +59,10 @@ def test_what_a_dead_process_left_is_removed_with_what_runs_there(make_hosts):
 
 def test_loss_loses_about_so_many_packets_and_heals(make_hosts):
     send = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); "
-    send += "import time; s.sendto(b'x', (sys.argv[1], 9)); time.sleep(0.05); "
+    send += "import time; s.sendto(b'x', (sys.argv[1], 9)); time.sleep(0.4); "
     send += "[s.sendto(b'x', (sys.argv[1], 9)) for _ in range(199)]"
     count = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 9)); "
-    count += "s.settimeout(0.5); n = 0\nprint('up', flush=True)\n"
+    count += "s.settimeout(1.0); n = 0\nprint('up', flush=True)\n"
     count += "try:\n while s.recv(9): n += 1\nexcept TimeoutError: print(n)"
     hosts = make_hosts("a", "b")
 
