@@ -72,7 +72,7 @@ def test_the_challenge_goes_on_inside(tmp_path):
 
 
 def test_who_has_no_or_another_certificate_is_told_so(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "tarragon_hpc")
     other = tls.client_context(make_certificate()[0])
 
     async def scenario() -> None:

@@ -207,7 +207,8 @@ def test_a_program_that_is_not_there_is_a_clear_error(tmp_path: Path):
 
 def test_a_program_before_a_worker_becomes_it(tmp_path: Path):
     """Its pid, its session and its end are the worker's."""
-    code = f"import os; print(os.getpid(), os.getsid(0), os.environ['X'], flush=True)\n{SLEEP}"
+    line = "f\"{os.getpid()} {os.getsid(0)} {os.environ['X']}\".encode()"
+    code = f"import os; os.write(1, {line})\n{SLEEP}"
 
     async def scenario() -> None:
         bench = Bench(tmp_path, code, prefix=("nice", "-n", "1", "env", "X=value"))
