@@ -1,14 +1,11 @@
 """The other side of a conformance test: a worker that serves, or one that asks.
 
-As a module it is a process: `KIND serve DIRECTORY MODE INCARNATION` prints the address it
-listens at; `KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and prints `posted`. Both then
-run until killed, or until they have left.
+As a process (`main`): `KIND serve DIRECTORY MODE INCARNATION` tells the address it listens at;
+`KIND ask DIRECTORY ADDRESS GEOMETRY` posts one request and tells `posted`. Both then run until
+killed, or until they have left.
 """
 
 from __future__ import annotations
-
-import json
-import sys
 
 SECRET = b"s" * 32
 
@@ -54,24 +51,20 @@ def ask(connector, address, geometry):
     return channel
 
 
-def main(kind, what, directory, *args):
-    from tarragon_hpc.transport.base import Geometry
+def main(lines, kind, what, directory, *args):
+    """The whole life of a process; `lines`: a connection to the test."""
     from tests.conformance.worlds import WORLDS
 
     world = WORLDS[kind](directory)
     bell = world.bell()
     if what == "serve":
         mode, incarnation = args
-        listener = world.listener(bell, incarnation=int(incarnation))
-        print(json.dumps(listener.address()), flush=True)
+        listener = world.listener(bell, incarnation=incarnation)
+        lines.send(listener.address())
         serve(listener, bell, mode)
     else:
-        address, geometry = map(json.loads, args)
-        channel = ask(world.connector(bell, "aw9"), address, Geometry(*geometry))
-        print("posted", flush=True)
+        address, geometry = args
+        channel = ask(world.connector(bell, "aw9"), address, geometry)
+        lines.send("posted")
         while channel.lost is None:
             bell.wait(bell.value(), 1.0)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -41,11 +41,13 @@ def _booted():
 
 @pytest.fixture
 def guest(boot, _booted):
-    """The guest of the session; another one if a test has lost it."""
+    """The guest of the session with its wire whole; another one if a test has lost it."""
     if not _booted or not _booted[-1].alive:
         _booted.append(boot())
         wire(_booted[-1], "lay")
-    return _booted[-1]
+    yield _booted[-1]
+    if _booted[-1].alive:
+        wire(_booted[-1], "mend")
 
 
 def wire(guest, *what):
@@ -67,6 +69,7 @@ def run_tests(guest, subtests):
         options = ["-q", "-p", "no:cacheprovider", "--junitxml=/jobs/results.xml", "--timeout=120"]
         done = guest.run(["python", "-m", "pytest", *options, *args], deadline_s, **env)
         if done.status not in (0, 1):
+            guest.close()  # who knows what is still going on in it
             pytest.fail(f"pytest ended with {done.status} in the guest:\n{done.output[-8000:]}")
         for case in ElementTree.parse(results).iter("testcase"):
             with subtests.test(case.get("name")):
