@@ -68,6 +68,9 @@ class World:
         for other in self.peers:
             other.end()
         for thread in set(threading.enumerate()) - self._threads:
+            # It may have been started and not have begun.
+            while not thread.is_alive() and thread in threading.enumerate():
+                time.sleep(0.001)
             thread.join(20)
             assert not thread.is_alive(), f"{thread} was left behind"
 
