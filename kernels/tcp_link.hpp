@@ -57,6 +57,7 @@ private:
     bool has_sent(uint32_t slot, uint64_t sequence);
 
     void receive();
+    void wake_at(uint64_t nbytes);
     bool header_is_good();
     void read_control();
     void read_control(const uint8_t *bytes, ssize_t count);
@@ -97,6 +98,7 @@ private:
     TcpInbox inbox_;
     TcpHeader header_{};
     uint64_t received_ = 0;  // of header and slot together
+    int low_water_ = 1;
     TcpEnd data_end_, control_end_;
     int64_t end_ns_ = 0;  // one connection has ended: how long the other may take
     uint32_t alive_owed_ = 0;

@@ -14,6 +14,8 @@ namespace {
 constexpr uint64_t kHeader = sizeof(TcpHeader);
 // A farewell and the last replies travel on different connections: so long one waits for the other.
 constexpr int64_t kGrace = 20'000'000;
+// So much of a large message is waited for, rather than woken for every segment of it.
+constexpr uint64_t kWorthwhile = 128 << 10;
 // Signs of life that a peer may have asked for without reading them.
 constexpr uint32_t kMostOwed = 1 << 16;
 
@@ -45,7 +47,7 @@ void TcpLink::receive() {
         if (room) {
             const ssize_t count = recv(data_, base + at, room, MSG_DONTWAIT);
             if (nothing_there(count))
-                return;
+                return wake_at(in_header ? 1 : std::min(room, kWorthwhile));
             if (count <= 0)
                 return data_ended(end_of(count));
             received_ += static_cast<uint64_t>(count);
@@ -60,6 +62,13 @@ void TcpLink::receive() {
             bell_->ring();
         }
     }
+}
+
+// The thread is not woken for less than `nbytes` (SO_RCVLOWAT, socket(7)), or for the end.
+void TcpLink::wake_at(uint64_t nbytes) {
+    const int low = static_cast<int>(nbytes);
+    if (low != low_water_ && setsockopt(data_, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low) == 0)
+        low_water_ = low;
 }
 
 bool TcpLink::header_is_good() {
