@@ -1,11 +1,14 @@
 """The mutual challenge (`wire/auth.py`) over a blocking socket, purpose "data".
 
-Nothing else is read before it; both halves return the key of the session.
+Nothing else is read before it; both halves return the key of the session. Here is also how the
+messages that follow it are read.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.transport.blocking import receive_exactly, send_all
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     import socket
 
 PURPOSE = b"data"
+
+T = TypeVar("T")
 
 
 def ask(sock: socket.socket, secret: bytes, deadline: float) -> bytes:
@@ -36,3 +41,11 @@ def hear(sock: socket.socket, secret: bytes, deadline: float) -> bytes:
     shake.verify(receive_exactly(sock, auth.PROOF_BYTES, deadline))
     send_all(sock, auth.OK, deadline)
     return shake.key
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """A message of a kind (a msgspec.Struct, MessagePack). Raises FrameError."""
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"not a valid {kind.__name__.lower()}: {error}") from None

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 from tarragon_hpc import native
 from tarragon_hpc.errors import ConfigError, ConnectFailed
+
+if TYPE_CHECKING:
+    from tarragon_hpc.transport.base import Geometry
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -42,6 +46,15 @@ def own_memory(name: str, nbytes: int) -> memoryview:
     fd, view = create_memory(name, nbytes)
     os.close(fd)
     return view
+
+
+def own_rings(peer: str, g: Geometry) -> tuple[memoryview, memoryview]:
+    """This end's copies of the rings of requests and of replies. Raises OSError."""
+    requests, replies = (
+        own_memory(f"tarragon-{peer}", native.module.ring_bytes(g.slots, nbytes))
+        for nbytes in (g.request_bytes, g.reply_bytes)
+    )
+    return requests, replies
 
 
 def adopt_memory(fd: int, nbytes: int) -> memoryview:

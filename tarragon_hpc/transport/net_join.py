@@ -9,7 +9,7 @@ messages are encrypted and authenticated with the session's key (AES-GCM, a coun
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MAX_FRAME = 64 << 10
 _LENGTH = struct.Struct("<I")
 _TAG = 16
-
-T = TypeVar("T")
 
 
 class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,14 +84,14 @@ class Session:
 
     def answer(self, deadline: float) -> Answer:
         """Client: the next answer of the server. Raises ConnectRefused if it is a refusal."""
-        answer = _decode(self._receive(deadline), Answer)
+        answer = handshake.decode(self._receive(deadline), Answer)
         if answer.refusal is not None:
             raise ConnectRefused(answer.refusal)
         return answer
 
     def joining(self, deadline: float) -> Join:
         """Server: what the client wants."""
-        return _decode(self._receive(deadline), Join)
+        return handshake.decode(self._receive(deadline), Join)
 
     def reply(self, answer: Answer, deadline: float) -> None:
         """Server: an answer."""
@@ -118,10 +116,3 @@ class Session:
 
 def _nonce(direction: bytes, number: int) -> bytes:
     return direction + number.to_bytes(10, "big")
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FrameError(f"not a valid {kind.__name__.lower()}: {error}") from None

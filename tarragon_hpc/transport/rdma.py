@@ -10,7 +10,6 @@ Importing it raises ImportError where there is no pyverbs.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -21,17 +20,18 @@ from tarragon_hpc.transport.admission import geometry_refusal
 from tarragon_hpc.transport.dial import failure
 from tarragon_hpc.transport.monitor import Monitor
 from tarragon_hpc.transport.net_join import Answer, Join, Session
+from tarragon_hpc.transport.net_listener import NetListener
 from tarragon_hpc.transport.rdma_device import open_port
 from tarragon_hpc.transport.rdma_link import RdmaLink
 from tarragon_hpc.transport.rdma_tie import RdmaTie
-from tarragon_hpc.transport.reception import HANDSHAKE_S, Reception
+from tarragon_hpc.transport.reception import HANDSHAKE_S
 from tarragon_hpc.transport.slot_channel import SlotClient, SlotServer
 
 if TYPE_CHECKING:
     import socket
 
     from tarragon_hpc.config.schema import RdmaConfig
-    from tarragon_hpc.transport.base import Geometry, ServerChannel
+    from tarragon_hpc.transport.base import Geometry
     from tarragon_hpc.transport.bell import ProcessDoorbell
     from tarragon_hpc.transport.rdma_device import OpenPort
     from tarragon_hpc.transport.rdma_ports import Port
@@ -39,12 +39,6 @@ if TYPE_CHECKING:
 KIND = "rdma"
 # Long enough for replies on their way at a close; a peer that takes longer will ask again.
 _DRAIN_S = 0.1
-
-
-def _ring(worker: str, slots: int, nbytes: int) -> memoryview:
-    fd, view = memory.create_memory(f"tarragon-{worker}", native.module.ring_bytes(slots, nbytes))
-    os.close(fd)
-    return view
 
 
 def _make_link(
@@ -57,8 +51,7 @@ def _make_link(
     server: bool,
 ) -> tuple[memoryview, memoryview, RdmaLink]:
     """This end's rings, of the requests and of the replies, and the link that they go through."""
-    requests = _ring(worker, g.slots, g.request_bytes)
-    replies = _ring(worker, g.slots, g.reply_bytes)
+    requests, replies = memory.own_rings(worker, g)
     if server:
         out, out_bytes, inbound = replies, g.reply_bytes, requests
     else:
@@ -67,14 +60,14 @@ def _make_link(
     return requests, replies, link
 
 
-class RdmaListener:
-    """See `base.Listener`.
+class RdmaListener(NetListener):
+    """See `NetListener`.
 
-    host: address to listen at for the handshakes; port: of this node, for everything else
-    bell: the server's doorbell, which will look at the rings of all clients
-    silent_loss_s: a client that is silent for so long is lost
-    max_channel_bytes: largest memory of one channel, both rings
+    host: for the handshakes only; port: of this node, for everything else
+    bell: will look at the rings of all clients
     """
+
+    kind = KIND
 
     def __init__(
         self,
@@ -91,57 +84,23 @@ class RdmaListener:
     ) -> None:
         """Raises ConfigError if the port cannot be used, OSError if the host cannot."""
         memory.require_native()
-        self.worker = worker
-        self.incarnation = incarnation
         self._port = open_port(port)
         self._settings = settings
-        self._secret = secret
-        self._bell = bell
-        self._silent_loss_s = silent_loss_s
-        self._max_bytes = max_channel_bytes
-        self._monitor = Monitor(f"rdma-{worker}")
-        sock = net.listen(host)
-        self._address = {
-            "kind": KIND,
-            "host": host,
-            "port": str(sock.getsockname()[1]),
-            "fabric": port.fabric,
-        }
-        self._reception = Reception(sock, worker, incarnation, bell, self._monitor, self._join)
-
-    def __repr__(self) -> str:
-        state = "closed" if self._reception.closed else "open"
-        return f"RdmaListener({self.worker}.{self.incarnation}, {self._port.device}, {state})"
+        super().__init__(
+            host,
+            worker,
+            incarnation,
+            secret,
+            bell,
+            silent_loss_s=silent_loss_s,
+            max_channel_bytes=max_channel_bytes,
+        )
 
     def address(self) -> dict[str, str]:
-        return dict(self._address)
+        return super().address() | {"fabric": self._port.fabric}
 
-    def accepted(self) -> list[ServerChannel]:
-        return self._reception.accepted()
-
-    def close(self) -> None:
-        """See `Reception.close`."""
-        self._reception.close()
-
-    def _join(self, sock: socket.socket, deadline: float) -> None:
-        """In a thread of its own."""
-        session = Session.hear(sock, self._secret, deadline)
-        join = session.joining(deadline)
-        try:
-            self._admit(sock, session, join, deadline)
-        except ConnectFailed as refusal:
-            session.reply(Answer(str(refusal)), deadline)
-            raise
-
-    def _admit(self, sock: socket.socket, session: Session, join: Join, deadline: float) -> None:
-        server = (join.peer, join.peer_incarnation)
-        refusal = (
-            (None if join.kind == KIND else f"this is for {KIND}, not {join.kind}")
-            or self._reception.refusal(join.worker, join.incarnation, *server)
-            or geometry_refusal(join.geometry, self._max_bytes)
-        )
-        if refusal is not None:
-            raise ConnectFailed(refusal)
+    def _serve(self, sock: socket.socket, session: Session, join: Join, deadline: float) -> None:
+        self._check(join)
         g = join.geometry
         peer = rdma_offer.decode(
             join.offer, self._port.fabric, native.module.ring_bytes(g.slots, g.reply_bytes)
@@ -178,7 +137,7 @@ class RdmaListener:
                     )
                 )
 
-            self._reception.admit(channel, server, start)
+            self._reception.admit(channel, (join.peer, join.peer_incarnation), start)
         except BaseException:
             link.close()
             raise

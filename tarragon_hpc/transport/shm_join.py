@@ -8,19 +8,17 @@ descriptors of its request ring and its doorbell, or no, with the reason. One de
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tarragon_hpc import native
-from tarragon_hpc.errors import ConnectFailed, ConnectRefused, FrameError
+from tarragon_hpc.errors import ConnectFailed, ConnectRefused
 from tarragon_hpc.transport import handshake, unix
 from tarragon_hpc.transport.base import Geometry
 
 if TYPE_CHECKING:
     import socket
-
-T = TypeVar("T")
 
 
 class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +66,7 @@ def ask(
     unix.send_frame(sock, msgspec.msgpack.encode(join), fds, deadline)
     body, got = unix.receive_frame(sock, 2, deadline)
     try:
-        answer = _decode(body, Answer)
+        answer = handshake.decode(body, Answer)
         if answer.refusal is not None:
             raise ConnectRefused(answer.refusal)
         if (problem := joint_refusal(answer.life, got)) is not None:
@@ -88,7 +86,7 @@ def hear(sock: socket.socket, secret: bytes, deadline: float) -> tuple[Join, lis
     handshake.hear(sock, secret, deadline)
     body, fds = unix.receive_frame(sock, 2, deadline)
     try:
-        return _decode(body, Join), fds
+        return handshake.decode(body, Join), fds
     except BaseException:
         unix.close_all(fds)
         raise
@@ -97,10 +95,3 @@ def hear(sock: socket.socket, secret: bytes, deadline: float) -> tuple[Join, lis
 def reply(sock: socket.socket, answer: Answer, fds: list[int], deadline: float) -> None:
     """The server's last word. Raises OSError."""
     unix.send_frame(sock, msgspec.msgpack.encode(answer), fds, deadline)
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FrameError(f"not a valid {kind.__name__.lower()}: {error}") from None

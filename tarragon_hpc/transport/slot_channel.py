@@ -7,7 +7,7 @@ how a filled slot gets there, how one learns that it is gone, how it is asked fo
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tarragon_hpc import native
 from tarragon_hpc.transport.base import Request
@@ -36,11 +36,18 @@ class Tie(Protocol):
         from any thread."""
 
 
+# Rings of requests and replies, number of slots, bytes of each, who is told: of the native slots.
+_Slots: TypeAlias = tuple[memoryview, memoryview, int, int, int, "Notifier"]
+
+
 class SlotChannel:
     """What both ends have in common.
 
     bell: this process's own
     kind: of the transport
+    requests, replies: the rings; an end writes one, the peer's own if both can map it, and reads
+        the other, which the peer writes
+    notifier: told of every slot that was published in the ring that is written here
     native: the slots, for native code
     """
 
@@ -54,6 +61,10 @@ class SlotChannel:
         peer_incarnation: int,
         geometry: Geometry,
         bell: ProcessDoorbell,
+        *,
+        requests: memoryview,
+        replies: memoryview,
+        notifier: Notifier,
     ) -> None:
         self.kind = kind
         self.peer = peer
@@ -63,6 +74,14 @@ class SlotChannel:
         self._lost: str | None = None
         self._lock = threading.Lock()
         self._tie: Tie | None = None
+        g = geometry
+        self._requests = _views(requests, g.slots, g.request_bytes)
+        self._replies = _views(replies, g.slots, g.reply_bytes)
+        self._open(requests, replies, g.slots, g.request_bytes, g.reply_bytes, notifier)
+
+    def _open(self, *slots: *_Slots) -> None:
+        """Make the native slots; what is only read here cannot be written."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         state = f"lost: {self._lost}" if self._lost else "open"
@@ -110,34 +129,13 @@ def _views(ring: memoryview, slots: int, nbytes: int) -> list[memoryview]:
 
 
 class SlotClient(SlotChannel):
-    """See `base.ClientChannel`.
-
-    requests: the ring that is written here, the peer's own if both can map it
-    replies: the ring that the peer writes
-    notifier: told of every request that was published in `requests`
-    """
+    """See `base.ClientChannel`."""
 
     native: ClientSlots
 
-    def __init__(
-        self,
-        kind: str,
-        peer: str,
-        peer_incarnation: int,
-        geometry: Geometry,
-        bell: ProcessDoorbell,
-        *,
-        requests: memoryview,
-        replies: memoryview,
-        notifier: Notifier,
-    ) -> None:
-        super().__init__(kind, peer, peer_incarnation, geometry, bell)
-        g = geometry
-        self.native = native.module.ClientSlots(
-            requests, replies, g.slots, g.request_bytes, g.reply_bytes, notifier
-        )
-        self._requests = _views(requests, g.slots, g.request_bytes)
-        self._replies = [v.toreadonly() for v in _views(replies, g.slots, g.reply_bytes)]
+    def _open(self, *slots: *_Slots) -> None:
+        self.native = native.module.ClientSlots(*slots)
+        self._replies = [view.toreadonly() for view in self._replies]
 
     def acquire(self) -> int | None:
         return self.native.acquire()
@@ -172,29 +170,13 @@ class SlotClient(SlotChannel):
 
 
 class SlotServer(SlotChannel):
-    """See `base.ServerChannel` and `SlotClient`: here it is `replies` that is written."""
+    """See `base.ServerChannel`."""
 
     native: ServerSlots
 
-    def __init__(
-        self,
-        kind: str,
-        peer: str,
-        peer_incarnation: int,
-        geometry: Geometry,
-        bell: ProcessDoorbell,
-        *,
-        requests: memoryview,
-        replies: memoryview,
-        notifier: Notifier,
-    ) -> None:
-        super().__init__(kind, peer, peer_incarnation, geometry, bell)
-        g = geometry
-        self.native = native.module.ServerSlots(
-            requests, replies, g.slots, g.request_bytes, g.reply_bytes, notifier
-        )
-        self._requests = [v.toreadonly() for v in _views(requests, g.slots, g.request_bytes)]
-        self._replies = _views(replies, g.slots, g.reply_bytes)
+    def _open(self, *slots: *_Slots) -> None:
+        self.native = native.module.ServerSlots(*slots)
+        self._requests = [view.toreadonly() for view in self._requests]
 
     def poll(self) -> Request | None:
         found = self.native.poll()

@@ -15,27 +15,23 @@ from tarragon_hpc import native
 from tarragon_hpc.errors import AuthError, ConnectFailed, FrameError
 from tarragon_hpc.transport import memory, net, tcp_pairing
 from tarragon_hpc.transport.admission import geometry_refusal
-from tarragon_hpc.transport.monitor import Monitor
 from tarragon_hpc.transport.net_join import Answer, Join, Session
-from tarragon_hpc.transport.reception import HANDSHAKE_S, Reception
+from tarragon_hpc.transport.net_listener import NetListener
+from tarragon_hpc.transport.reception import HANDSHAKE_S
 from tarragon_hpc.transport.slot_channel import SlotClient, SlotServer
 
 if TYPE_CHECKING:
     from tarragon_hpc._native import TcpLink
-    from tarragon_hpc.transport.base import Geometry, ServerChannel
+    from tarragon_hpc.transport.base import Geometry
     from tarragon_hpc.transport.bell import ProcessDoorbell
 
 KIND = "tcp"
 
 
-class TcpListener:
-    """See `base.Listener`.
+class TcpListener(NetListener):
+    """See `NetListener`. bell: rung by all clients."""
 
-    host: numeric address of this node at which clients reach it
-    bell: the server's doorbell, rung by all its clients
-    silent_loss_s: a client that is silent for so long, although asked, is lost
-    max_channel_bytes: largest memory of one channel, both rings
-    """
+    kind = KIND
 
     def __init__(
         self,
@@ -48,67 +44,30 @@ class TcpListener:
         silent_loss_s: float = 3.0,
         max_channel_bytes: int = 8 << 30,
     ) -> None:
-        """Raises OSError if the host is none of this node's."""
-        self.worker = worker
-        self.incarnation = incarnation
-        self._secret = secret
-        self._bell = bell
-        self._silent_loss_s = silent_loss_s
-        self._max_bytes = max_channel_bytes
         self._pairing = tcp_pairing.Pairing()
-        sock = net.listen(host)
-        self._address = {"kind": KIND, "host": host, "port": str(sock.getsockname()[1])}
-        self._reception = Reception(
-            sock, worker, incarnation, bell, Monitor(f"tcp-{worker}"), self._join
+        super().__init__(
+            host,
+            worker,
+            incarnation,
+            secret,
+            bell,
+            silent_loss_s=silent_loss_s,
+            max_channel_bytes=max_channel_bytes,
         )
 
-    def __repr__(self) -> str:
-        state = "closed" if self._reception.closed else "open"
-        return f"TcpListener({self.worker}.{self.incarnation}, {state})"
-
-    def address(self) -> dict[str, str]:
-        return dict(self._address)
-
-    def accepted(self) -> list[ServerChannel]:
-        return self._reception.accepted()
-
-    def close(self) -> None:
-        """See `Reception.close`."""
-        self._reception.close()
-
-    def _join(self, sock: socket.socket, deadline: float) -> None:
-        """One connection, in a thread of its own."""
-        session = Session.hear(sock, self._secret, deadline)
-        join = session.joining(deadline)
-        try:
-            if join.kind == tcp_pairing.DATA:
-                self._pairing.second(join, sock, session, self._reception.keep)
-            else:
-                self._join_both(sock, session, join, deadline)
-        except ConnectFailed as refusal:
-            session.reply(Answer(str(refusal)), deadline)
-            raise
-
-    def _join_both(
-        self, control: socket.socket, session: Session, join: Join, deadline: float
-    ) -> None:
-        refusal = (
-            (None if join.kind == tcp_pairing.CONTROL else f"this is no listener for {join.kind}")
-            or self._reception.refusal(
-                join.worker, join.incarnation, join.peer, join.peer_incarnation
-            )
-            or geometry_refusal(join.geometry, self._max_bytes)
-        )
-        if refusal is not None:
-            raise ConnectFailed(refusal)
+    def _serve(self, sock: socket.socket, session: Session, join: Join, deadline: float) -> None:
+        if join.kind == tcp_pairing.DATA:
+            self._pairing.second(join, sock, session, self._reception.keep)
+            return
+        self._check(join)
         with self._pairing.first(join) as first:
             session.reply(Answer(offer={tcp_pairing.TOKEN: first.token}), deadline)
             self._reception.step_aside()
-            data, session = first.wait(control, deadline)
+            data, second = first.wait(sock, deadline)
             try:
-                self._admit(join, data, control, session, deadline)
+                self._admit(join, data, sock, second, deadline)
             except ConnectFailed as refused:
-                session.reply(Answer(str(refused)), deadline)
+                second.reply(Answer(str(refused)), deadline)
                 raise FrameError(str(refused)) from None  # it has been told
 
     def _admit(
@@ -120,7 +79,7 @@ class TcpListener:
         deadline: float,
     ) -> None:
         g = join.geometry
-        requests, replies = _rings(join.worker, g)
+        requests, replies = memory.own_rings(join.worker, g)
         link = native.module.TcpLink(
             replies, requests, g.slots, g.reply_bytes, g.request_bytes, True, self._silent_loss_s
         )
@@ -209,7 +168,7 @@ class TcpConnector:
 
     def _channel(self, join: Join, data: socket.socket, control: socket.socket) -> SlotClient:
         g = join.geometry
-        requests, replies = _rings(join.peer, g)
+        requests, replies = memory.own_rings(join.peer, g)
         link = native.module.TcpLink(
             requests, replies, g.slots, g.request_bytes, g.reply_bytes, False, self._silent_loss_s
         )
@@ -225,15 +184,6 @@ class TcpConnector:
         )
         _start(channel, link, data, control, self._bell, self._silent_loss_s)
         return channel
-
-
-def _rings(peer: str, g: Geometry) -> tuple[memoryview, memoryview]:
-    """This end's copies, of the requests and of the replies."""
-    requests, replies = (
-        memory.own_memory(f"tarragon-{peer}", native.module.ring_bytes(g.slots, nbytes))
-        for nbytes in (g.request_bytes, g.reply_bytes)
-    )
-    return requests, replies
 
 
 def _start(

@@ -61,7 +61,7 @@ def join_shm(data):
     with _Said(data) as sock:
         body, fds = unix.receive_frame(sock, 2, _deadline())
     assert fds == []
-    join = shm_join._decode(body, shm_join.Join)
+    join = handshake.decode(body, shm_join.Join)
     shm_join.joint_refusal(join.life, [0, 1])
     _fits(join.geometry)
 
