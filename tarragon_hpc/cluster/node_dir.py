@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.transport.interfaces import boot_id
-from tarragon_hpc.transport.unix import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,9 +71,12 @@ def sweep(root: Path, boot: str) -> int:
 
 def _is_private(path: Path) -> bool:
     try:
-        info = os.lstat(path)
+        return _is_private_directory(os.lstat(path))
     except OSError:
         return False
+
+
+def _is_private_directory(info: os.stat_result) -> bool:
     others = info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not others
 
@@ -82,8 +84,16 @@ def _is_private(path: Path) -> bool:
 def _enter(path: Path) -> int:
     """Make the directory if need be and share its lock; returns the lock's descriptor."""
     while True:
-        private_directory(str(path))
-        if not _is_private(path):
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        except OSError as error:
+            raise ConfigError(str(path), f"cannot be made: {error.strerror}") from None
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            continue  # just removed by the last one of before
+        if not _is_private_directory(info):
             raise ConfigError(str(path), "must be a directory of yours with mode 0700")
         with contextlib.ExitStack() as stack:
             try:
@@ -94,7 +104,7 @@ def _enter(path: Path) -> int:
                     stack.pop_all()
                     return lock
             except FileNotFoundError:
-                pass  # just removed by the last one of before
+                pass  # likewise
             except OSError as error:
                 raise ConfigError(str(path), f"cannot be locked: {error.strerror}") from None
 

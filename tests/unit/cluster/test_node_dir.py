@@ -139,6 +139,12 @@ def test_what_is_in_the_way_is_named(tmp: Path, how: str):
     assert path.exists()
 
 
+def test_a_directory_that_cannot_be_made_is_named(tmp: Path):
+    tmp.rmdir()
+    with pytest.raises(ConfigError, match="cannot be made: No such file"), socket_directory(head()):
+        pass
+
+
 def test_nobody_loses_the_directory_while_others_come_and_go(tmp: Path):
     def worker(number: int) -> None:
         for turn in range(40):
