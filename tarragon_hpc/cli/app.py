@@ -111,6 +111,16 @@ def serve(config: ConfigFile = None, run_dir: RunDir = None, overrides: Override
     raise typer.Exit(command(config, overrides or (), run_dir))
 
 
+@app.command(hidden=True)
+def head(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Its directory.")],
+) -> None:
+    """Be the head of a run that was prepared by `serve` or `generate`; for job scripts."""
+    from tarragon_hpc.cli.head import run_head
+
+    raise typer.Exit(run_head(str(run_dir)))
+
+
 @app.command()
 def generate(
     source: Annotated[

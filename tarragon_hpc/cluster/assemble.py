@@ -25,6 +25,7 @@ from tarragon_hpc.cluster.rendezvous import (
     TIMELINE,
     create_run,
     create_runtime_dir,
+    open_run,
     run_secret,
     write_head,
 )
@@ -62,6 +63,13 @@ _LOAD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
+class Fresh:
+    """A run whose directory is to be made: here, or (None) under run.root."""
+
+    run_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """A run. `endpoint` is its base URL for OpenAI clients."""
 
@@ -82,7 +90,7 @@ class Parts:
 
 async def assemble(
     config: Config,
-    run_dir: Path | None,
+    run: Fresh | Path,
     stop: Callable[[float], Awaitable[None]],
     stack: AsyncExitStack,
 ) -> Parts:
@@ -130,7 +138,7 @@ async def assemble(
     door = listen(config.gateway.host, config.gateway.port)
     stack.callback(door.close)
 
-    path = create_run(config, run_dir)
+    path = create_run(config, run.run_dir) if isinstance(run, Fresh) else open_run(run)
     runtime_dir = create_runtime_dir()
     stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
     journal = Journal(path / JOURNAL)

@@ -15,7 +15,7 @@ import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from tarragon_hpc.cluster.assemble import Parts, RunInfo, assemble
+from tarragon_hpc.cluster.assemble import Fresh, Parts, RunInfo, assemble
 from tarragon_hpc.cluster.local import log_path, log_tail
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.ids import Incarnation
@@ -38,6 +38,7 @@ async def run_service(
     config: Config,
     *,
     run_dir: Path | None = None,
+    run: Path | None = None,
     on_ready: Callable[[RunInfo], None],
     stop: asyncio.Event,
     work: Callable[[RunInfo], Awaitable[None]] | None = None,
@@ -45,6 +46,7 @@ async def run_service(
     """Run a service until `stop` is set, SIGINT, SIGTERM or SIGHUP arrives, a client stops it, or
     `work` (begun once everything serves) is done. Returns the exit status, 0.
 
+    run_dir: where to make the run's directory; run: a directory that was made for it before.
     Running requests may finish for `cluster.drain_timeout_s`; a second signal cuts that short.
     Nothing is left behind but the run directory. Raises UserError for the user's mistakes, before
     any worker was started, ClusterError if the workers could not be started, and what `work`
@@ -54,7 +56,7 @@ async def run_service(
     _allow_descriptors()
     async with AsyncExitStack() as stack:
         stack.enter_context(_signals(ending))
-        parts = await assemble(config, run_dir, ending.ask, stack)
+        parts = await assemble(config, run or Fresh(run_dir), ending.ask, stack)
         log.info("run %s in %s", parts.info.run, parts.info.run_dir)
         return await _live(parts, ending, on_ready, work)
 

@@ -93,6 +93,15 @@ def create_run(config: Config, run_dir: Path | None = None, *, now: float | None
     return path
 
 
+def open_run(run_dir: Path) -> Path:
+    """The directory of a run that was made before. Raises UserError if it is none."""
+    path = run_dir.expanduser().absolute()
+    if not (path / CONFIG).is_file():
+        raise UserError(f"RUN: {path}: is no run directory ({CONFIG} is missing)")
+    run_secret(path)
+    return path
+
+
 def create_runtime_dir() -> Path:
     """A private directory on this node for sockets; its path is short (they allow 107 bytes)."""
     return Path(tempfile.mkdtemp(prefix=_RUNTIME_PREFIX))

@@ -14,6 +14,7 @@ from tarragon_hpc.config.schema import (
     RunConfig,
     TransportConfig,
 )
+from tarragon_hpc.config.slurm import NodesConfig, SlurmConfig, time_minutes
 
 __all__ = [
     "AttentionConfig",
@@ -25,9 +26,12 @@ __all__ = [
     "ExpertsConfig",
     "GatewayConfig",
     "ModelConfig",
+    "NodesConfig",
     "RunConfig",
+    "SlurmConfig",
     "TransportConfig",
     "dump_config",
     "load_config",
     "parse_override",
+    "time_minutes",
 ]

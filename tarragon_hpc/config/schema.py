@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
 )
 
+from tarragon_hpc.config.section import Section
+from tarragon_hpc.config.slurm import SlurmConfig
 from tarragon_hpc.ids import Role, parse_worker_id
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -33,12 +33,6 @@ def _parse_bytes(value: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(_parse_bytes), Field(gt=0)]
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, no silent conversions of type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ModelConfig(Section):
@@ -247,7 +241,7 @@ class DetectionConfig(Section):
 class ClusterConfig(Section):
     """Where the processes run."""
 
-    backend: Literal["local"] = "local"
+    backend: Literal["local", "slurm"] = "local"
     pin: Literal["auto", "none"] = Field("auto", description="bind local workers to CPUs")
     max_restarts: int = Field(
         5, ge=0, description="replacements of one worker within restart_window_s; then given up"
@@ -262,6 +256,10 @@ class ClusterConfig(Section):
     tls: bool = Field(False, description="encrypt control connections, by a certificate of the run")
     start_timeout_s: float = Field(300, gt=0, description="all workers ready, or the run fails")
     drain_timeout_s: float = Field(30, ge=0, description="grace for running requests at a stop")
+    head_lease_s: float = Field(
+        120, gt=0, description="slurm: how long workers serve without a head, and wait for the next"
+    )
+    slurm: SlurmConfig = SlurmConfig()
 
     @field_validator("prefix")
     @classmethod

@@ -1,0 +1,1 @@
+"""Workers as steps and jobs of Slurm: submission, allocation, replacement, the way to the end."""
