@@ -128,7 +128,8 @@ class Reporter:
             case ev.DrainBegan():
                 record("drain began", reason=event.reason, drain_s=event.drain_s)
             case ev.StopBegan():
-                record("stop began", reason=event.reason, failed=event.failed)
+                more = {"handover": True} if event.handover else {}
+                record("stop began", reason=event.reason, failed=event.failed, **more)
             case ev.RunEnded():
                 record("run ended", reason=after.reason)
             case ev.RunCreated():

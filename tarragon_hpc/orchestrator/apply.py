@@ -63,7 +63,8 @@ def _fold(state: State, event: ev.Event) -> State:
         case ev.StopBegan():
             if state.phase in (RunPhase.STOPPING, RunPhase.ENDED):
                 return state
-            return _enter(state, RunPhase.STOPPING, event.at, event.reason, failed=event.failed)
+            how = {"failed": event.failed, "handover": event.handover}
+            return _enter(state, RunPhase.STOPPING, event.at, event.reason, **how)
         case ev.RunEnded():
             return _enter(state, RunPhase.ENDED, event.at, state.reason)
         case ev.WorkerSuspected() | ev.WorkerCleared() | ev.FailureMasked():

@@ -243,10 +243,13 @@ class DrainBegan(_Event, frozen=True):
 
 
 class StopBegan(_Event, frozen=True):
-    """The workers are to leave now. `failed`: because the run cannot go on."""
+    """The workers are to leave now. `failed`: because the run cannot go on. `handover`: another
+    head is to go on with it.
+    """
 
     reason: str
     failed: bool
+    handover: bool = False
 
 
 class RunEnded(_Event, frozen=True):

@@ -191,6 +191,8 @@ class State:
     since: float = 0.0
     reason: str = ""
     failed: bool = False
+    handover: bool = False
+    """Once it stops or has ended: another head is to go on with it."""
     epoch: int = 0
     table: tuple[tuple[str, ...], ...] = ()
     drain_s: float = 0.0
