@@ -41,7 +41,8 @@ class WorkerStarted(_About, frozen=True):
 
 
 class WorkerQueued(_About, frozen=True):
-    """The worker's own Slurm job waits, for this reason; an empty one: the job runs now.
+    """The worker's own Slurm job waits, for this reason; an empty one: the worker runs now. Without
+    a job it waits for a place where it could be started.
 
     `expected_start` is as Slurm prints it; empty: unknown.
     """

@@ -123,7 +123,7 @@ class Worker:
     job: str = ""
     """The Slurm job of this incarnation alone, if it has one."""
     queued: str = ""
-    """Why that job waits, or waited when it ended; empty: it runs, or ran."""
+    """Why that job waits (also: waited when it ended), or there is none yet; empty: it runs."""
     expected_start: str = ""
     """When Slurm means to start the job that waits, in Slurm's words."""
     restarts: tuple[float, ...] = ()
@@ -171,6 +171,8 @@ class Worker:
         """In words, for which job it waits and why; empty if it does not."""
         if self.phase is not Phase.STARTING or not self.queued:
             return ""
+        if not self.job:
+            return f"waits: {self.queued}"
         when = f", expected to start {self.expected_start}" if self.expected_start else ""
         return f"queued as job {self.job}: {self.queued}{when}"
 
