@@ -57,7 +57,8 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             if worker.phase is not Phase.STARTING:
                 return None
             known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(worker, Phase.REGISTERED, event.at, **known)
+            slurm = {"step": event.step, "node": event.node}
+            return _move(worker, Phase.REGISTERED, event.at, **known, **slurm)
         case ev.WorkerWelcomed():
             told = Order(True, frozenset(event.experts), event.at)
             return forward(replace(worker, orders=(told,)), Phase.LOADING, event.at)
@@ -122,6 +123,7 @@ def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
         event.at,
         event.pid,
         worker.host,
+        node=worker.node,
         started=event.at,
         restarts=(*worker.restarts, *([event.at] if again else ()))[-_REMEMBERED:],
         hasty=worker.hasty + again,

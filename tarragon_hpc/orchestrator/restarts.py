@@ -50,12 +50,12 @@ def _too_often(worker: Worker, state: State, now: float, policy: Policy) -> str:
     if len(own) >= policy.max_restarts:
         took = now - own[0] if own else 0.0
         return f"given up after {len(own)} restarts in {took:.0f} s"
-    if worker.host is None:
+    if worker.place is None:
         return ""
     node = [
-        at for w in state.workers.values() if w.host == worker.host for at in recent(w.restarts)
+        at for w in state.workers.values() if w.place == worker.place for at in recent(w.restarts)
     ]
     if len(node) >= policy.max_restarts * policy.node_factor:
         took = now - min(node)
-        return f"given up after {len(node)} restarts on node {worker.host} in {took:.0f} s"
+        return f"given up after {len(node)} restarts on node {worker.place} in {took:.0f} s"
     return ""
