@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
-from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
-from tarragon_hpc.cluster.forking import ForkServers
-from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
-from tarragon_hpc.cluster.places import Places
+from tarragon_hpc.cluster.launching import control_address, make_launcher, make_places
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
     JOURNAL,
@@ -31,7 +28,6 @@ from tarragon_hpc.cluster.rendezvous import (
 )
 from tarragon_hpc.cluster.reporter import Reporter
 from tarragon_hpc.cluster.roster import explain
-from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
@@ -48,7 +44,6 @@ from tarragon_hpc.orchestrator.rules import Rules, rules_for
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
 from tarragon_hpc.transport.auto import check
-from tarragon_hpc.transport.interfaces import LOOPBACK, data_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.ending import Ending
+    from tarragon_hpc.cluster.spec import WorkerSpec
     from tarragon_hpc.config import Config
     from tarragon_hpc.wire.to_head import Note
 
@@ -105,10 +101,8 @@ async def assemble(
     placement = place(model.experts, config.experts, model.expert_bytes)
     replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
     rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
-    check_prefixes(config.cluster.prefix)
-    gpus = usable_gpus()
-    specs = plan_workers(config, usable_cpus(), gpus)
-    places = Places(config, specs, gpus)
+    places = make_places(config)
+    specs = list(places.values())
     # These are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
     info: RunInfo
@@ -134,8 +128,7 @@ async def assemble(
     app = create_app(
         sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
     )
-    # Unless told otherwise all workers and clients are on this machine.
-    control_host = data_address(config.transport.interface, LOOPBACK)
+    control_host = control_address(config)
     check(config.transport)
     tls = server_context(config.gateway)
     door = listen(config.gateway.host, config.gateway.port)
@@ -148,13 +141,7 @@ async def assemble(
     stack.callback(journal.close)
     timeline = Timeline(path / TIMELINE)
     stack.callback(timeline.close)
-    launcher = LocalLauncher(
-        places,
-        path,
-        lambda who: orchestrator.ending(who),
-        lambda who, returncode: orchestrator.exited(who, returncode),
-        ForkServers(path) if config.cluster.fork_server else None,
-    )
+    launcher = await make_launcher(config, path, places, lambda: orchestrator, timeline.record)
     stack.push_async_callback(launcher.close)
     reporter = Reporter(sessions, timeline, metrics, lambda: orchestrator.heard)
     detection = config.detection
@@ -240,6 +227,8 @@ def _policy(config: Config, expert_bytes: int) -> Policy:
         stopped_grace_s=config.detection.stopped_grace_s,
         max_restarts=config.cluster.max_restarts,
         restart_window_s=config.cluster.restart_window_s,
+        leaves_nodes=config.cluster.backend == "slurm",
+        hopeless_s=config.cluster.slurm.hopeless_s if config.cluster.backend == "slurm" else None,
         load_batch=max(1, min(64, _LOAD_BYTES // expert_bytes)),
     )
 

@@ -57,7 +57,8 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             if worker.phase is not Phase.STARTING:
                 return None
             known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(_runs(worker, event.at), Phase.REGISTERED, event.at, **known)
+            slurm = {"step": event.step, "node": event.node}
+            return _move(_runs(worker, event.at), Phase.REGISTERED, event.at, **known, **slurm)
         case ev.WorkerQueued():
             return _queue(worker, event)
         case ev.WorkerWelcomed():
@@ -139,9 +140,10 @@ def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
         event.at,
         event.pid,
         worker.host,
+        node=worker.node,
         started=event.at,
         restarts=(*worker.restarts, *([event.at] if ran else ()))[-_REMEMBERED:],
-        restart_nodes=(*worker.restart_nodes, *([worker.host] if ran else ()))[-_REMEMBERED:],
+        restart_nodes=(*worker.restart_nodes, *([worker.place] if ran else ()))[-_REMEMBERED:],
         hasty=worker.hasty + again,
         before=worker.exit or worker.reason,
         given_up=worker.given_up,

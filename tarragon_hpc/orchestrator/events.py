@@ -53,11 +53,15 @@ class WorkerQueued(_About, frozen=True):
 
 
 class WorkerRegistered(_About, frozen=True):
-    """The worker connected; `address` is where its data plane listens."""
+    """The worker connected; `address` is where its data plane listens. Under Slurm: its step, as
+    `job.step`, and what Slurm calls its node.
+    """
 
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
+    node: str = ""
 
 
 class WorkerWelcomed(_About, frozen=True):
@@ -172,8 +176,8 @@ class WorkerLost(_About, frozen=True):
 
 
 # Ways in which a worker is lost by decision: its process may still run, and must be killed.
-SILENCE, TIME = "silence", "time"
-CONDEMNED = frozenset({SILENCE, TIME})
+SILENCE, TIME, ZOMBIE = "silence", "time", "zombie"
+CONDEMNED = frozenset({SILENCE, TIME, ZOMBIE})
 
 
 class WorkerExited(_About, frozen=True):

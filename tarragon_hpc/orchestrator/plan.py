@@ -200,7 +200,7 @@ def _rearrange(state: State, holdings: Holdings) -> Iterator[Rearrange]:
         names,
         state.rules,
         holds={name: worker.holds for name, worker in holdings.live.items()},
-        nodes={w.worker: w.host for w in holders},
+        nodes={w.worker: w.place for w in holders},
     )
     yield Rearrange(placement, "; ".join(reasons))
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # is still in the socket tells leaving from dying.
 _ENDING_WAIT_S = 0.001
 _EXIT_WAIT_S = 0.02
+# From the report that a worker elsewhere has ended until it counts as a lie.
+_ZOMBIE_WAIT_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,15 @@ class Orchestrator:
             self._links[who] = link
             self.heard[who] = now
         self.record(
-            ev.WorkerRegistered(now, *who, register.pid, register.host, dict(register.address))
+            ev.WorkerRegistered(
+                now,
+                *who,
+                register.pid,
+                register.host,
+                dict(register.address),
+                register.step,
+                register.node,
+            )
         )
         return who if expected else None
 
@@ -169,6 +179,25 @@ class Orchestrator:
         timer = asyncio.get_running_loop().call_later(wait_s, self._record_exit, who)
         self._exits[who] = (describe_exit(returncode), timer)
 
+    def reported_gone(self, who: Incarnation, cause: str) -> None:
+        """A worker has ended, says somebody who may be wrong: it lives if its connection stands."""
+        if who not in self._links:
+            self.record(ev.WorkerExited(time.monotonic(), *who, cause))
+            return
+        timer = asyncio.get_running_loop().call_later(_ZOMBIE_WAIT_S, self._condemn_zombie, who)
+        self._exits[who] = (cause, timer)
+
+    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
+        """A worker waits, for its own job or for a place; an empty reason: it runs now."""
+        self.record(ev.WorkerQueued(time.monotonic(), *who, job, reason, expected_start))
+
+    def _condemn_zombie(self, who: Incarnation) -> None:
+        """Nobody watches over it any more, so it must not serve. Its end is recorded with that of
+        its connection.
+        """
+        reason = f"{self._exits[who][0]}, and yet it runs"
+        self.record(ev.WorkerLost(time.monotonic(), *who, ev.ZOMBIE, reason))
+
     def _record_exit(self, who: Incarnation) -> None:
         text, timer = self._exits.pop(who)
         timer.cancel()
@@ -195,6 +224,11 @@ class Orchestrator:
         for event in events:
             self.record(event)
         return None
+
+    def step_of(self, who: Incarnation) -> str:
+        """The Slurm step of a worker that has registered, else nothing."""
+        worker = self.state.workers.get(who.worker)
+        return worker.step if worker is not None and worker.incarnation == who.number else ""
 
     def send(self, worker: str, message: Message) -> None:
         """Queue a message for the current incarnation of a worker; dropped if nobody is there."""

@@ -100,6 +100,10 @@ class Worker:
     """The checkpoint stores that this AW was last told of: their incarnations by their ids."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """The newest connection of this AW to each peer; the peer may have gone since."""
+    step: str = ""
+    """Of Slurm, `job.step`."""
+    node: str = ""
+    """What Slurm calls its host, if it says; of the last incarnation until this one registers."""
     responsive: bool = True
     silent_at: float = 0.0
     """When it was found silent, if it is not `responsive`."""
@@ -140,6 +144,11 @@ class Worker:
     """It is to leave the run once nothing depends on it."""
     draining: bool = False
     """This AW finishes what it runs and gets nothing new."""
+
+    @property
+    def place(self) -> str | None:
+        """The node that it is, or was last, on; None: not known yet."""
+        return self.node or self.host
 
     @property
     def loading(self) -> frozenset[int]:

@@ -58,6 +58,7 @@ def _worker(
         "incarnation": worker.incarnation,
         "pid": worker.pid,
         "host": worker.host,
+        "node": worker.place,
         "experts": [],
     }
     if worker.job:
@@ -76,6 +77,8 @@ def _worker(
         entry["links"] = {peer: link.kind for peer, link in sorted(links.items())}
         if reasons := {peer: link.reason for peer, link in sorted(links.items()) if link.reason}:
             entry["link_reasons"] = reasons
+    if worker.step:
+        entry["step"] = worker.step
     entry["restarts"] = len(worker.restarts)
     if worker.before:
         entry["before"] = worker.before

@@ -8,13 +8,18 @@ from tarragon_hpc.wire.common import Message, Resumption, TokenDelta
 
 
 class Register(Message, frozen=True):
-    """The first message of a worker: who it is and where its data plane listens."""
+    """The first message of a worker: who it is and where its data plane listens.
+
+    Under Slurm: step, as `job.step`, and node, as Slurm calls it.
+    """
 
     worker: str
     incarnation: int
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
+    node: str = ""
 
 
 class Ready(Message, frozen=True):

@@ -31,6 +31,19 @@ _FEWEST_DEATHS = 3
 log = logging.getLogger(__name__)
 
 
+class Tell(Protocol):
+    """Writes a line into the timeline."""
+
+    def __call__(
+        self,
+        event: str,
+        *,
+        worker: str | None = None,
+        incarnation: int | None = None,
+        **more: str,
+    ) -> None: ...
+
+
 class Head(Protocol):
     """Who hears what becomes of workers (the orchestrator, the timeline)."""
 
@@ -43,8 +56,7 @@ class Head(Protocol):
     def connected(self, who: Incarnation) -> bool:
         """Whether a worker is there, by its own connection."""
 
-    def tell(self, event: str, worker: str, incarnation: int, **detail: str) -> None:
-        """A line for the timeline."""
+    tell: Tell
 
 
 class SlurmLauncher:
@@ -132,7 +144,7 @@ class SlurmLauncher:
         before, self.bad = self.bad, self.bad.blame(node, why)
         if self.bad is not before:
             log.warning("node %s gets no worker any more: %s", node, why)
-            self._head.tell("node avoided", "", 0, node=node, reason=why)
+            self._head.tell("node avoided", node=node, reason=why)
         if self.steps is not None:
             self.steps.distrust(node, why)
 
@@ -242,4 +254,6 @@ class SlurmLauncher:
         where = str(slot) if slot is not None else rung.value
         if rung is not Rung.SLOT:
             log.info("%s: %s: %s", who, rung, reason)
-        self._head.tell("worker placed", who.worker, who.number, where=where, reason=reason)
+        self._head.tell(
+            "worker placed", worker=who.worker, incarnation=who.number, where=where, reason=reason
+        )
