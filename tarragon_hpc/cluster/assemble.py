@@ -165,6 +165,7 @@ async def assemble(
         policy=_policy(config, model.expert_bytes),
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
+        hand_over=ending.hand_over,
         prepare=places.prepare,
         explain=lambda absent: explain(path, head, absent),
     )

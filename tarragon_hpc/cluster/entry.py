@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from tarragon_hpc.cluster import joining
+from tarragon_hpc.cluster import joining, node
 from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.cluster.lifeline import die_with, hold
@@ -103,6 +103,7 @@ def make_context(
         shares_cpus=shares_cpus,
         publish=functools.partial(joining.publish, run, who, found.nonce),
         tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
+        step=node.step_id(),
     )
 
 

@@ -57,7 +57,7 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             if worker.phase is not Phase.STARTING:
                 return None
             known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(worker, Phase.REGISTERED, event.at, **known)
+            return _move(worker, Phase.REGISTERED, event.at, **known, step=event.step)
         case ev.WorkerWelcomed():
             told = Order(True, frozenset(event.experts), event.at)
             return forward(replace(worker, orders=(told,)), Phase.LOADING, event.at)
@@ -90,6 +90,10 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             return _end(worker, event.at, event.reason, condemned=condemned)
         case ev.WorkerDrained():
             return replace(worker, draining=True, reason=worker.reason or event.reason)
+        case ev.WorkerNoticed():
+            return replace(
+                worker, noticed=worker.noticed or event.at, reason=worker.reason or event.reason
+            )
         case ev.WorkerStopAsked() | ev.WorkerLeaving():
             if worker.phase is Phase.STOPPING:
                 return worker

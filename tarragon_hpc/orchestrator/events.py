@@ -46,6 +46,7 @@ class WorkerRegistered(_About, frozen=True):
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
 
 
 class WorkerWelcomed(_About, frozen=True):
@@ -182,6 +183,12 @@ class WorkerLeaving(_About, frozen=True):
     reason: str
 
 
+class WorkerNoticed(_About, frozen=True):
+    """Something outside the run wants the worker to leave, and may kill it soon."""
+
+    reason: str
+
+
 class WorkerFenced(_About, frozen=True):
     """What may be left of a lost worker was killed."""
 
@@ -266,6 +273,7 @@ AboutWorker: TypeAlias = (
     | WorkerExited
     | WorkerStopAsked
     | WorkerLeaving
+    | WorkerNoticed
     | WorkerFenced
     | WorkerGivenUp
     | WorkerRetired

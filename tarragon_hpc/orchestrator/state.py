@@ -92,6 +92,8 @@ class Worker:
     pid: int | None = None
     host: str | None = None
     address: Mapping[str, str] = field(default_factory=dict)
+    step: str = ""
+    """The Slurm step that it is, `job.step`; empty without Slurm."""
     detail: Mapping[str, str | int | float | list[int]] = field(default_factory=dict)
     table_sent: int = 0
     table_applied: int = 0
@@ -132,6 +134,8 @@ class Worker:
     """It is to leave the run once nothing depends on it."""
     draining: bool = False
     """This AW finishes what it runs and gets nothing new."""
+    noticed: float = 0.0
+    """When it was given notice from outside the run: it may be killed soon. 0: it was not."""
 
     @property
     def loading(self) -> frozenset[int]:
@@ -157,6 +161,11 @@ class Worker:
     def listens(self) -> bool:
         """An AW that takes tables, and is told of stores."""
         return self.role is Role.AW and self.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
+
+    @property
+    def stays(self) -> bool:
+        """Nobody has said that it is to leave."""
+        return not (self.retired or self.given_up or self.noticed)
 
     @property
     def member(self) -> bool:
@@ -196,7 +205,7 @@ class State:
         """The checkpoint stores that AWs should use: their incarnations by their ids. One that is
         unresponsive stays: it may be heard again, and nobody waits for it.
         """
-        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and not w.retired)
+        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and w.stays)
         return {w.worker: w.incarnation for w in serving}
 
     def links(self, worker: Worker) -> dict[str, Link]:

@@ -90,6 +90,8 @@ def worker_word(worker: Worker) -> str:
     """The state of a worker in one word."""
     if worker.retired and worker.phase not in LEAVING:
         return "retiring"
+    if worker.noticed and worker.phase not in LEAVING:
+        return "called away"
     if not worker.responsive and worker.phase not in LEAVING:
         return "unresponsive"
     return str(worker.phase)

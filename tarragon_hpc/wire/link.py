@@ -50,7 +50,7 @@ class WorkerContext:
     removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
     `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
     before the head is called, with the address that it will be given. `tls`: of the control
-    connection.
+    connection. `step`: its Slurm step, if any.
     """
 
     worker: str
@@ -64,6 +64,7 @@ class WorkerContext:
     shares_cpus: bool = False
     publish: Callable[[Mapping[str, str]], None] = lambda address: None
     tls: ssl.SSLContext | None = None
+    step: str = ""
 
 
 def lease_s(detection: DetectionConfig) -> float:
@@ -161,6 +162,7 @@ class WorkerLink:
                 os.getpid(),
                 socket.gethostname(),
                 self._address,
+                context.step,
             )
         )
         self._flush()

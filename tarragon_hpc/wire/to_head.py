@@ -15,6 +15,8 @@ class Register(Message, frozen=True):
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
+    """Its Slurm step, `job.step`."""
 
 
 class Ready(Message, frozen=True):
@@ -140,6 +142,14 @@ class Holding(Message, frozen=True):
     error: str | None = None
 
 
+class Notice(Message, frozen=True):
+    """Something outside the run wants the worker to leave, and may kill it soon; it serves on."""
+
+    worker: str
+    incarnation: int
+    reason: str
+
+
 class Stopping(Message, frozen=True):
     """The worker is about to exit in good order; nothing is owed any more."""
 
@@ -189,6 +199,7 @@ ToHead: TypeAlias = (
     | Linked
     | Masked
     | Holding
+    | Notice
     | Stopping
     | StatusQuery
     | StopRun
