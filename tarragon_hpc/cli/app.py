@@ -149,24 +149,43 @@ def generate(
 
 
 @app.command()
-def status(run: Run = None, root: Root = None, json: Json = False) -> None:
-    """Show a run and its workers."""
+def status(
+    run: Run = None,
+    root: Root = None,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until the run is over.")] = False,
+) -> None:
+    """Show a run, its jobs and its workers."""
     from tarragon_hpc.cli.runs import status as command
 
-    command(run, root, as_json=json)
+    command(run, root, as_json=json, watch=watch)
+
+
+@app.command()
+def endpoint(
+    run: Run = None,
+    ssh: Annotated[bool, typer.Option("--ssh", help="Print an ssh line that leads there.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it serves.")] = False,
+    root: Root = None,
+) -> None:
+    """Print the URL at which a run serves."""
+    from tarragon_hpc.cli.runs import endpoint as command
+
+    raise typer.Exit(command(run, root, ssh=ssh, wait=wait))
 
 
 @app.command()
 def logs(
     run: Run = None,
     worker: Annotated[
-        str | None, typer.Argument(metavar="WORKER", help="Such as aw0 or ew1.2; default: all.")
+        str | None,
+        typer.Argument(metavar="WORKER", help="Such as aw0, ew1.2, head or job; default: all."),
     ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of each log.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="And what comes.")] = False,
     root: Root = None,
 ) -> None:
-    """Print the logs of a run's workers."""
+    """Print the logs of a run's workers and heads."""
     from tarragon_hpc.cli.runs import logs as command
 
     command(run, worker, root, lines=lines, follow=follow)
@@ -239,9 +258,12 @@ def stop(
         float | None,
         typer.Option(min=0, help="Seconds for running requests; default: drain_timeout_s."),
     ] = None,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="Slurm: cancel its jobs without asking its head.")
+    ] = False,
     root: Root = None,
 ) -> None:
-    """End a run in good order, from anywhere on its machine."""
-    from tarragon_hpc.cli.runs import stop as command
+    """End a run in good order, from anywhere on its machine or cluster."""
+    from tarragon_hpc.cli.ending import stop as command
 
-    command(run, root, drain)
+    command(run, root, drain, kill=kill)

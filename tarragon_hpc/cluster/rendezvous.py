@@ -21,6 +21,7 @@ files to see who is alive.
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import logging
 import os
@@ -54,6 +55,8 @@ TIMELINE = "timeline.jsonl"
 LOGS = "logs"
 
 _HEAD = re.compile(r"head\.([1-9][0-9]{0,8})\.(claim|json)")
+_STAMP_FORMAT = "%Y%m%dT%H%M%SZ"
+_STAMP = re.compile(r"-(\d{8}T\d{6}Z)-[0-9a-f]{6}$")
 _RUNTIME_PREFIX = "tarragon-"
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,7 @@ def create_run(config: Config, run_dir: Path | None = None, *, now: float | None
         key = "run.root"
         name = config.run.name or config.model.served_name or Path(config.model.path).resolve().name
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        stamp = time.strftime(_STAMP_FORMAT, time.gmtime(now))
         path = local_path(config.run.root) / f"{stem}-{stamp}-{run_nonce(secret)[:6]}"
     else:
         key = "--run-dir"
@@ -190,6 +193,17 @@ def run_secret(run_dir: Path) -> bytes:
     return read_secret(run_dir / SECRET)
 
 
+def _made(config: Path) -> tuple[float, float]:
+    """When a run was made, for comparison: by its name, in seconds, then by its configuration."""
+    written = config.stat().st_mtime
+    match = _STAMP.search(config.parent.name)
+    try:
+        named = calendar.timegm(time.strptime(match[1], _STAMP_FORMAT)) if match else int(written)
+    except ValueError:  # digits that are no date
+        named = int(written)
+    return float(named), written
+
+
 def find_run(root: str | Path, text: str | None = None) -> Path:
     """The directory of a run, by its id or its directory; None: the latest under `root`.
 
@@ -197,10 +211,10 @@ def find_run(root: str | Path, text: str | None = None) -> Path:
     """
     base = local_path(str(root))
     if text is None:
-        runs = [(path.stat().st_mtime, path.parent) for path in base.glob(f"*/{CONFIG}")]
+        runs = [(*_made(path), path.parent) for path in base.glob(f"*/{CONFIG}")]
         if not runs:
             raise UserError(f"RUN: no run under {base}")
-        return max(runs)[1]
+        return max(runs)[-1]
     for candidate in (base / text, Path(text).expanduser().absolute()):
         if (candidate / CONFIG).is_file():
             return candidate

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply_worker import after, forward
+from tarragon_hpc.orchestrator.hopeless import down
 from tarragon_hpc.orchestrator.placement import Placement
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
 
@@ -34,6 +35,15 @@ def replay(events: Iterable[ev.Event]) -> State:
 
 def apply(state: State, event: ev.Event) -> State:
     """The state after `event`."""
+    folded = _fold(state, event)
+    if folded.workers is state.workers and folded.phase is state.phase:
+        return folded
+    if not down(folded):
+        return folded if folded.down_since is None else replace(folded, down_since=None)
+    return folded if folded.down_since is not None else replace(folded, down_since=event.at)
+
+
+def _fold(state: State, event: ev.Event) -> State:
     match event:
         case ev.RunCreated():
             return _stale(state)

@@ -40,6 +40,17 @@ class WorkerStarted(_About, frozen=True):
     pid: int | None
 
 
+class WorkerQueued(_About, frozen=True):
+    """The worker's own Slurm job waits, for this reason; an empty one: the job runs now.
+
+    `expected_start` is as Slurm prints it; empty: unknown.
+    """
+
+    job: str
+    reason: str
+    expected_start: str = ""
+
+
 class WorkerRegistered(_About, frozen=True):
     """The worker connected; `address` is where its data plane listens."""
 
@@ -254,6 +265,7 @@ class RunEnded(_Event, frozen=True):
 
 AboutWorker: TypeAlias = (
     WorkerStarted
+    | WorkerQueued
     | WorkerRegistered
     | WorkerWelcomed
     | WorkerReady

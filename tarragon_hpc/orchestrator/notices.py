@@ -23,7 +23,8 @@ def hand_over(state: State, now: float, policy: Policy) -> Iterator[HandOver]:
     """All workers of the head's job were given notice, or most of them and those were all."""
     if state.phase not in (RunPhase.STARTING, RunPhase.RUNNING):
         return
-    here = [w for w in state.workers.values() if _runs(w) and job_of(w) == policy.job]
+    workers = [w for w in state.workers.values() if _runs(w) and not w.waits_in_queue]
+    here = [w for w in workers if job_of(w) == policy.job]
     noticed = [w for w in here if w.noticed]
     if not noticed:
         return
@@ -41,7 +42,7 @@ def may_move(worker: Worker, now: float, policy: Policy) -> bool:
 
 def job_of(worker: Worker) -> str:
     """The Slurm job that a worker runs in; empty: none, or unknown."""
-    return worker.step.partition(".")[0]
+    return worker.job or worker.step.partition(".")[0]
 
 
 def _runs(worker: Worker) -> bool:

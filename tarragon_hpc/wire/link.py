@@ -50,7 +50,8 @@ class WorkerContext:
     removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
     `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
     before the head is called, with the address that it will be given. `tls`: of the control
-    connection. `step`: its Slurm step, if any.
+    connection. `step`: its Slurm step, if any. `host`: the name of this node, by Slurm if the run is
+    there.
     """
 
     worker: str
@@ -65,6 +66,7 @@ class WorkerContext:
     publish: Callable[[Mapping[str, str]], None] = lambda address: None
     tls: ssl.SSLContext | None = None
     step: str = ""
+    host: str = field(default_factory=socket.gethostname)
 
 
 def lease_s(detection: DetectionConfig) -> float:
@@ -160,7 +162,7 @@ class WorkerLink:
                 context.worker,
                 context.incarnation,
                 os.getpid(),
-                socket.gethostname(),
+                context.host,
                 self._address,
                 context.step,
             )
