@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.head import RunInfo, run_service
 from tarragon_hpc.cluster.rendezvous import CONFIG, TIMELINE
+from tarragon_hpc.cluster.slurm.chain import cancel_later
 from tarragon_hpc.cluster.slurm.jobs import HEAD, jobs_of
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError
@@ -68,7 +69,7 @@ def answer_requests(run_dir: Path, work: Work) -> int:
             if job.handed_over and job.left:
                 log.warning("%s; the next head goes on with it", job.said())
                 return 0
-        return _close(run_dir, work, requests, part, since)
+        return _close(config, run_dir, work, requests, part, since)
 
 
 class _Job:
@@ -167,7 +168,9 @@ def _keep(run_dir: Path, work: Work, known: frozenset[str], part: Part) -> None:
             log.warning("%s: %d of %d requests are done", work.target, tally.done, len(known))
 
 
-def _close(run_dir: Path, work: Work, requests: list[Request], part: Part, since: float) -> int:
+def _close(
+    config: Config, run_dir: Path, work: Work, requests: list[Request], part: Part, since: float
+) -> int:
     known = frozenset(request.custom_id for request in requests)
     tally = merge(run_dir, work.target, known)
     report = Report(
@@ -186,4 +189,6 @@ def _close(run_dir: Path, work: Work, requests: list[Request], part: Part, since
         raise ClusterError(f"{run_dir}: the report cannot be written: {error.strerror}") from None
     for line in report.text().splitlines():
         log.info("%s", line)
+    if config.cluster.backend == "slurm":
+        cancel_later(run_dir)  # it may have been submitted by a head that died
     return 0 if report.complete else 1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.cluster.assemble import Fresh, Parts, RunInfo, assemble
 from tarragon_hpc.cluster.ending import Ending, signals
 from tarragon_hpc.cluster.local import log_path, log_tail
+from tarragon_hpc.cluster.slurm.chain import successor_of
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
@@ -62,7 +63,14 @@ async def run_service(
         stack.enter_context(signals(ending))
         parts = await assemble(config, run or Fresh(run_dir), ending, stack, more)
         log.info("run %s in %s", parts.info.run, parts.info.run_dir)
-        return await _live(parts, ending, on_ready, work, on_handover)
+        successor = successor_of(config, parts.info.run_dir, parts.timeline)
+        successor.begin()
+        try:
+            return await _live(parts, ending, on_ready, work, on_handover)
+        finally:
+            state = parts.orchestrator.state
+            over = state.phase is RunPhase.ENDED and not state.handover
+            await successor.close(over=over)
 
 
 async def _live(

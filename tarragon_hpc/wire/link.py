@@ -50,7 +50,7 @@ class WorkerContext:
     removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
     `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
     before the head is called, with the address that it will be given. `tls`: of the control
-    connection. `step`: its Slurm step, if any. `host`: the name of this node, by Slurm if the run is
+    connection. `step`: its Slurm step. `host`: the name of this node, by Slurm if the run is
     there.
     """
 
