@@ -28,6 +28,7 @@ from tarragon_hpc.cluster.rendezvous import (
 )
 from tarragon_hpc.cluster.reporter import Reporter
 from tarragon_hpc.cluster.roster import explain
+from tarragon_hpc.cluster.slurm.chain import own_job
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
@@ -149,9 +150,10 @@ async def assemble(
         _created(path.name, specs, placement, rules),
         journal=journal,
         launcher=launcher,
-        policy=_policy(config, model.expert_bytes),
+        policy=_policy(config, model.expert_bytes, own_job(path)),
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
+        hand_over=ending.hand_over,
         prepare=places.prepare,
         explain=lambda absent: explain(path, head, absent),
     )
@@ -221,7 +223,7 @@ def _own_name() -> str:
     return name
 
 
-def _policy(config: Config, expert_bytes: int) -> Policy:
+def _policy(config: Config, expert_bytes: int, job: str) -> Policy:
     return Policy(
         start_timeout_s=config.cluster.start_timeout_s,
         stopped_grace_s=config.detection.stopped_grace_s,
@@ -229,6 +231,7 @@ def _policy(config: Config, expert_bytes: int) -> Policy:
         restart_window_s=config.cluster.restart_window_s,
         leaves_nodes=config.cluster.backend == "slurm",
         hopeless_s=config.cluster.slurm.hopeless_s if config.cluster.backend == "slurm" else None,
+        job=job,
         load_batch=max(1, min(64, _LOAD_BYTES // expert_bytes)),
     )
 

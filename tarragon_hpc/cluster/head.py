@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.cluster.assemble import Fresh, Parts, RunInfo, assemble
 from tarragon_hpc.cluster.ending import Ending, signals
 from tarragon_hpc.cluster.local import log_path, log_tail
+from tarragon_hpc.cluster.slurm.chain import successor_of
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
@@ -43,13 +44,14 @@ async def run_service(
     stop: asyncio.Event,
     work: Callable[[RunInfo], Awaitable[None]] | None = None,
     more: Callable[[], Mapping[str, Any]] = dict,
+    on_handover: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a service until `stop` is set, SIGINT, SIGTERM or SIGHUP arrives, a client stops it, or
     `work` (begun once everything serves) is done. Returns the exit status, 0.
 
     run_dir: where to make the run's directory; run: a directory that was made for it before.
     more: what else the run's status says. SIGUSR2, and in a job SIGTERM, hand the run over
-    (`ending.py`): then `work` is not cancelled, but answered with 503 until it ends.
+    (`ending.py`): `on_handover` is called, and `work` not cancelled, but answered with 503.
     Running requests may finish for `cluster.drain_timeout_s`; a second signal cuts that short.
     Nothing is left behind but the run directory. Raises UserError for the user's mistakes, before
     any worker was started, ClusterError if the workers could not be started, and what `work`
@@ -61,7 +63,14 @@ async def run_service(
         stack.enter_context(signals(ending))
         parts = await assemble(config, run or Fresh(run_dir), ending, stack, more)
         log.info("run %s in %s", parts.info.run, parts.info.run_dir)
-        return await _live(parts, ending, on_ready, work)
+        successor = successor_of(config, parts.info.run_dir, parts.timeline)
+        successor.begin()
+        try:
+            return await _live(parts, ending, on_ready, work, on_handover)
+        finally:
+            state = parts.orchestrator.state
+            over = state.phase is RunPhase.ENDED and not state.handover
+            await successor.close(over=over)
 
 
 async def _live(
@@ -69,6 +78,7 @@ async def _live(
     ending: Ending,
     on_ready: Callable[[RunInfo], None],
     work: Callable[[RunInfo], Awaitable[None]] | None,
+    on_handover: Callable[[], None],
 ) -> int:
     """Start everything, serve, drain, stop. Raises ClusterError if the start failed."""
     serving = parts.reporter.serving
@@ -83,7 +93,9 @@ async def _live(
         if not run.done():
             if errand is not None and errand.done():
                 ending.reason = "its work is done"
-            if not ending.handover:
+            if ending.handover:
+                on_handover()
+            else:
                 await _cancel(errand)
             await _wind_down(parts, ending, run)
             if ending.handover and errand is not None:  # its requests have been cut by now

@@ -67,6 +67,12 @@ def run_nonce(secret: bytes) -> str:
     return hashlib.sha256(b"tarragon run" + secret).hexdigest()[:12]
 
 
+def run_stem(config: Config) -> str:
+    """How the names of a configuration's runs begin."""
+    name = config.run.name or config.model.served_name or Path(config.model.path).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+
+
 def create_run(config: Config, run_dir: Path | None = None, *, now: float | None = None) -> Path:
     """Make the directory of a new run, with its secret and configuration; returns its path.
 
@@ -75,10 +81,8 @@ def create_run(config: Config, run_dir: Path | None = None, *, now: float | None
     secret = new_secret()
     if run_dir is None:
         key = "run.root"
-        name = config.run.name or config.model.served_name or Path(config.model.path).resolve().name
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
         stamp = time.strftime(_STAMP_FORMAT, time.gmtime(now))
-        path = local_path(config.run.root) / f"{stem}-{stamp}-{run_nonce(secret)[:6]}"
+        path = local_path(config.run.root) / f"{run_stem(config)}-{stamp}-{run_nonce(secret)[:6]}"
     else:
         key = "--run-dir"
         path = run_dir.expanduser().absolute()

@@ -128,8 +128,12 @@ class Reporter:
             case ev.DrainBegan():
                 record("drain began", reason=event.reason, drain_s=event.drain_s)
             case ev.StopBegan():
-                more = {"handover": True} if event.handover else {}
-                record("stop began", reason=event.reason, failed=event.failed, **more)
+                record(
+                    "stop began",
+                    reason=event.reason,
+                    failed=event.failed,
+                    handover=event.handover,
+                )
             case ev.RunEnded():
                 record("run ended", reason=after.reason)
             case ev.RunCreated():
@@ -204,6 +208,9 @@ class Reporter:
                 record("worker told to stop", reason=event.reason)
             case ev.WorkerLeaving():
                 record("worker leaving", reason=event.reason)
+            case ev.WorkerNoticed():
+                log.warning("%s was given notice: %s", who, event.reason)
+                record("worker given notice", reason=event.reason)
             case ev.WorkerFenced():
                 record("worker fenced")
             case ev.WorkerLost() | ev.WorkerExited():

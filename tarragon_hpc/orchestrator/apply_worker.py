@@ -93,6 +93,10 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             return _end(worker, event.at, event.reason, condemned=condemned)
         case ev.WorkerDrained():
             return replace(worker, draining=True, reason=worker.reason or event.reason)
+        case ev.WorkerNoticed():
+            return replace(
+                worker, noticed=worker.noticed or event.at, reason=worker.reason or event.reason
+            )
         case ev.WorkerStopAsked() | ev.WorkerLeaving():
             if worker.phase is Phase.STOPPING:
                 return worker

@@ -155,6 +155,8 @@ def trouble(worker: Worker) -> str:
         return f"{worker.worker} {waits}{instead}"
     if worker.before and not worker.live:
         return f"{worker.worker} {worker.phase} (in place of one that ended: {worker.before})"
+    if worker.noticed:
+        return f"{worker.worker} is to leave: {worker.reason}"
     return "" if worker.responsive else f"{worker.worker} unresponsive"
 
 

@@ -198,6 +198,12 @@ class WorkerLeaving(_About, frozen=True):
     reason: str
 
 
+class WorkerNoticed(_About, frozen=True):
+    """Something outside the run wants the worker to leave, and may kill it soon."""
+
+    reason: str
+
+
 class WorkerFenced(_About, frozen=True):
     """What may be left of a lost worker was killed."""
 
@@ -283,6 +289,7 @@ AboutWorker: TypeAlias = (
     | WorkerExited
     | WorkerStopAsked
     | WorkerLeaving
+    | WorkerNoticed
     | WorkerFenced
     | WorkerGivenUp
     | WorkerRetired

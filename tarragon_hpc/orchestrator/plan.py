@@ -28,6 +28,7 @@ from tarragon_hpc.orchestrator.actions import (
 from tarragon_hpc.orchestrator.events import SILENCE, TIME
 from tarragon_hpc.orchestrator.holdings import Holdings
 from tarragon_hpc.orchestrator.hopeless import give_up
+from tarragon_hpc.orchestrator.notices import hand_over
 from tarragon_hpc.orchestrator.rearrange import rearrange
 from tarragon_hpc.orchestrator.restarts import replace
 from tarragon_hpc.orchestrator.retire import accounted_for, remove, retire
@@ -56,7 +57,8 @@ def plan(state: State, now: float, policy: Policy) -> list[Action]:
 
 def _begin(state: State, now: float, policy: Policy) -> list[Action]:
     """A run that starts: all of it, or nothing."""
-    actions: list[Action] = [*_give_up(state, now, policy)]
+    actions: list[Action] = [*hand_over(state, now, policy)]
+    actions = actions or [*_give_up(state, now, policy)]
     if not actions:
         actions += [*_fence(state, now, policy), *_start(state), *_greet(state)]
         actions += [*send_stores(state), *_route(state)]
@@ -65,7 +67,7 @@ def _begin(state: State, now: float, policy: Policy) -> list[Action]:
 
 def _heal(state: State, now: float, policy: Policy) -> list[Action]:
     """A run that serves: keep it so."""
-    actions: list[Action] = [*give_up(state, now, policy)]
+    actions: list[Action] = [*hand_over(state, now, policy), *give_up(state, now, policy)]
     if actions:
         return actions
     actions += _condemn(state, now, policy)
@@ -77,7 +79,7 @@ def _heal(state: State, now: float, policy: Policy) -> list[Action]:
     actions += copies.loads(holdings, now, policy)
     if not routes:  # first everybody routes around the dead
         actions += [*_start(state), *_replace(state, now, policy)]
-        actions += [*copies.unloads(holdings, now, policy), *retire(holdings, policy)]
+        actions += [*copies.unloads(holdings, now, policy), *retire(holdings, now, policy)]
         actions += remove(state, now, policy)
     actions += [*_greet(state), *_rearrange(state, holdings)]
     return actions

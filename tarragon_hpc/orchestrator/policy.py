@@ -32,6 +32,10 @@ class Policy:
     backoff_s: float = 0.5
     """Before the second restart of a worker that was never steady; then doubled every time."""
     backoff_limit_s: float = 30.0
+    job: str = ""
+    """The Slurm job that this head is in or for."""
+    notice_gather_s: float = 0.5
+    """From one worker's notice until those of others, if they were given any, have come too."""
     load_batch: int = 16
     """Experts that an EW is told to load with one message."""
     load_timeout_s: float = 120.0

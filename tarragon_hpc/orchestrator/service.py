@@ -82,12 +82,13 @@ class Orchestrator:
         policy: Policy,
         silence_bound_s: float,
         observe: Callable[[State, State, ev.Event], None],
+        hand_over: Callable[[str], None] = lambda reason: None,
         prepare: Callable[[list[str], list[str]], str | None] = lambda workers, beside: None,
         explain: Callable[[tuple[Incarnation, ...]], str] = lambda absent: "",
     ) -> None:
-        """`prepare` makes places for more workers beside those that stay, or says why not.
-        `explain` says what is known of workers that were started and never registered; it is
-        called in a thread and may read files.
+        """`hand_over` has the head end, for another one to go on. `prepare` makes places for more
+        workers beside those that stay, or says why not. `explain` says what is known of workers
+        that were started and never registered; it is called in a thread and may read files.
         """
         self.state = begin(created)
         self.heard: dict[Incarnation, float] = {}
@@ -97,6 +98,7 @@ class Orchestrator:
         self._policy = policy
         self._bound_s = silence_bound_s
         self._observe = observe
+        self._hand_over = hand_over
         self._prepare = prepare
         self._explain = explain
         self._links: dict[Incarnation, Link] = {}
@@ -308,6 +310,8 @@ class Orchestrator:
                 self.send(action.worker, to_worker.Shutdown(action.reason))
                 who = Incarnation(action.worker, action.incarnation)
                 self._launcher.stop(who, action.grace_s)
+            case ac.HandOver():
+                self._hand_over(action.reason)
             case _:
                 pass  # nothing but what `outcome` says
         event = outcome(action, self.state, time.monotonic())

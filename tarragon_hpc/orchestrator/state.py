@@ -144,6 +144,8 @@ class Worker:
     """It is to leave the run once nothing depends on it."""
     draining: bool = False
     """This AW finishes what it runs and gets nothing new."""
+    noticed: float = 0.0
+    """When it was given notice from outside the run: it may be killed soon. 0: it was not."""
 
     @property
     def place(self) -> str | None:
@@ -174,6 +176,11 @@ class Worker:
     def listens(self) -> bool:
         """An AW that takes tables, and is told of stores."""
         return self.role is Role.AW and self.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
+
+    @property
+    def stays(self) -> bool:
+        """Nobody has said that it is to leave."""
+        return not (self.retired or self.given_up or self.noticed)
 
     @property
     def waits_in_queue(self) -> str:
@@ -225,7 +232,7 @@ class State:
         """The checkpoint stores that AWs should use: their incarnations by their ids. One that is
         unresponsive stays: it may be heard again, and nobody waits for it.
         """
-        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and not w.retired)
+        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and w.stays)
         return {w.worker: w.incarnation for w in serving}
 
     def links(self, worker: Worker) -> dict[str, Link]:

@@ -98,6 +98,8 @@ def worker_word(worker: Worker) -> str:
     """The state of a worker in one word."""
     if worker.retired and worker.phase not in LEAVING:
         return "retiring"
+    if worker.noticed and worker.phase not in LEAVING:
+        return "called away"
     if not worker.responsive and worker.phase not in LEAVING:
         return "unresponsive"
     if worker.waits_in_queue:

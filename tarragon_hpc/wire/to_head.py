@@ -145,6 +145,14 @@ class Holding(Message, frozen=True):
     error: str | None = None
 
 
+class Notice(Message, frozen=True):
+    """Something outside the run wants the worker to leave, and may kill it soon; it serves on."""
+
+    worker: str
+    incarnation: int
+    reason: str
+
+
 class Stopping(Message, frozen=True):
     """The worker is about to exit in good order; nothing is owed any more."""
 
@@ -194,6 +202,7 @@ ToHead: TypeAlias = (
     | Linked
     | Masked
     | Holding
+    | Notice
     | Stopping
     | StatusQuery
     | StopRun
