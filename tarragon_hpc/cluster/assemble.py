@@ -51,10 +51,11 @@ from tarragon_hpc.transport.auto import check
 from tarragon_hpc.transport.interfaces import LOOPBACK, data_address
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from tarragon_hpc.cluster.ending import Ending
     from tarragon_hpc.config import Config
     from tarragon_hpc.wire.to_head import Note
 
@@ -86,15 +87,17 @@ class Parts:
     sessions: Sessions
     orchestrator: Orchestrator
     reporter: Reporter
+    timeline: Timeline
 
 
 async def assemble(
     config: Config,
     run: Fresh | Path,
-    stop: Callable[[float], Awaitable[None]],
+    ending: Ending,
     stack: AsyncExitStack,
+    more: Callable[[], Mapping[str, Any]] = dict,
 ) -> Parts:
-    """Check, build and open everything but the workers; `stop` is what a client's StopRun does.
+    """Check, build and open everything but the workers. `more`: what else the status says.
 
     Raises ConfigError or ModelError, before there is a run directory unless that is the mistake.
     """
@@ -112,7 +115,7 @@ async def assemble(
     head: HeadRecord
 
     def status() -> dict[str, Any]:
-        return full_status(info, orchestrator, sessions)
+        return {**full_status(info, orchestrator, sessions), **more()}
 
     def note(message: Note) -> None:
         detail: dict[str, Any] = dict(message.detail)
@@ -175,7 +178,7 @@ async def assemble(
         workers=orchestrator,
         sequences=sessions,
         status=status,
-        stop=stop,
+        stop=ending.ask,
         note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
         tls=issue(path) if config.cluster.tls else None,
@@ -196,7 +199,7 @@ async def assemble(
         ),
     )
     timeline.record("run created", run=info.run)
-    return Parts(info, sessions, orchestrator, reporter)
+    return Parts(info, sessions, orchestrator, reporter, timeline)
 
 
 def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -> dict[str, Any]:

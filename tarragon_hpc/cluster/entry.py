@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from tarragon_hpc.cluster import joining
+from tarragon_hpc.cluster import joining, node
 from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.cluster.lifeline import die_with, hold
@@ -91,6 +91,7 @@ def make_context(
     run = Directory(run_dir)
     found = joining.find_head(run)
     joining.claim(run, who)
+    host = node.node_name(found.config.cluster.backend)
     return WorkerContext(
         worker=who.worker,
         incarnation=who.number,
@@ -101,8 +102,9 @@ def make_context(
         runtime_dir=stack.enter_context(socket_directory(found.head)),
         cpus=cpus,
         shares_cpus=shares_cpus,
-        publish=functools.partial(joining.publish, run, who, found.nonce),
+        publish=functools.partial(joining.publish, run, who, found.nonce, host=host),
         tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
+        host=host,
     )
 
 

@@ -134,17 +134,25 @@ def claim(run: Directory, who: Incarnation) -> None:
     raise Claimed(f"{who} is another process already ({holder}); no incarnation is used twice")
 
 
-def publish(run: Directory, who: Incarnation, nonce: str, address: Mapping[str, str]) -> None:
-    """Leave word of where this worker is and what address it will give to the head.
+def publish(
+    run: Directory,
+    who: Incarnation,
+    nonce: str,
+    address: Mapping[str, str],
+    *,
+    host: str | None = None,
+) -> None:
+    """Leave word of where this worker is, and what address it will give to the head.
 
-    Nobody waits for it: if it cannot be written there is a warning.
+    `host`: what this node is called, if not by its host name. Nobody waits for the record: if
+    it cannot be written there is a warning.
     """
     record = WorkerRecord(
         nonce=nonce,
         role=parse_worker_id(who.worker)[0],
         worker=who.worker,
         incarnation=who.number,
-        host=socket.gethostname(),
+        host=host or socket.gethostname(),
         boot_id=boot_id(),
         interfaces=node.interfaces(),
         address=dict(address),

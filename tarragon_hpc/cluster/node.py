@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.transport.interfaces import read_interfaces
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 def interfaces() -> dict[str, str]:
     """The first address of every network interface that has one; IPv4 if there is."""
     return {i.name: i.addresses[0] for i in read_interfaces() if i.addresses}
+
+
+def node_name(backend: str, environ: Mapping[str, str] = os.environ) -> str:
+    """What this node is called where the run's processes are placed: by Slurm, if it does that,
+    whose names need not be host names.
+    """
+    name = environ.get("SLURMD_NODENAME") if backend == "slurm" else None
+    return name or socket.gethostname()
 
 
 def step_id(environ: Mapping[str, str] = os.environ) -> str:

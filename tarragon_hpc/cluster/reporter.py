@@ -63,7 +63,6 @@ class Reporter:
         self._timeline = timeline
         self._metrics = metrics
         self._heard = heard
-        self._started: dict[Incarnation, float] = {}
         self._stories = Stories()
         timeline.listen(self._follow)
 
@@ -129,7 +128,8 @@ class Reporter:
             case ev.DrainBegan():
                 record("drain began", reason=event.reason, drain_s=event.drain_s)
             case ev.StopBegan():
-                record("stop began", reason=event.reason, failed=event.failed)
+                more = {"handover": True} if event.handover else {}
+                record("stop began", reason=event.reason, failed=event.failed, **more)
             case ev.RunEnded():
                 record("run ended", reason=after.reason)
             case ev.RunCreated():
@@ -146,6 +146,11 @@ class Reporter:
         match event:
             case ev.WorkerStarted():
                 record("worker started", pid=event.pid)
+            case ev.WorkerQueued() if event.reason:
+                expected = event.expected_start or None
+                record("worker queued", job=event.job, reason=event.reason, expected_start=expected)
+            case ev.WorkerQueued():
+                record("worker's job runs", job=event.job)
             case ev.WorkerRegistered():
                 record("worker registered", pid=event.pid, host=event.host)
             case ev.WorkerWelcomed():
@@ -229,11 +234,9 @@ class Reporter:
             was = before.workers.get(name)
             if was is not None and worker.phase is was.phase:
                 continue
-            if worker.phase is Phase.STARTING:
-                self._started[Incarnation(name, worker.incarnation)] = event.at
             if worker.phase is Phase.SERVING:
-                started = self._started.pop(Incarnation(name, worker.incarnation), event.at)
-                self._metrics.start_seconds.labels(worker.role).observe(event.at - started)
+                took = event.at - worker.started
+                self._metrics.start_seconds.labels(worker.role).observe(took)
             if worker.phase is Phase.DEAD:
                 self._metrics.lost.labels(worker.role).inc()
         count = Counter((w.role, worker_word(w)) for w in after.workers.values())

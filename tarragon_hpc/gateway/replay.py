@@ -12,7 +12,7 @@ import asyncio
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.errors import RequestError
+from tarragon_hpc.errors import HandingOver, RequestError
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.stream import EventStream, last_words
 
@@ -62,6 +62,7 @@ class Replay:
         self._gone = gone
         self._events: list[bytes] = []
         self._error: Exception | None = None
+        self._farewell = b""
         self._news = asyncio.Event()
         self._readers = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -107,6 +108,8 @@ class Replay:
             elif self._error is not None:
                 raise self._error
             else:
+                if self._farewell:
+                    yield self._farewell
                 return
 
     async def _make(
@@ -119,7 +122,9 @@ class Replay:
                         self._append(event)
         except Exception as error:  # noqa: BLE001 - readers are told, whatever it was
             words = last_words(self.name, error)
-            if self._events:
+            if self._events and isinstance(error, HandingOver):
+                self._farewell = words  # not numbered: the next head's event has that number
+            elif self._events:
                 self._append(words)
             else:
                 self._error = error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply_worker import after, forward
+from tarragon_hpc.orchestrator.hopeless import down
 from tarragon_hpc.orchestrator.placement import Placement
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
 
@@ -34,6 +35,15 @@ def replay(events: Iterable[ev.Event]) -> State:
 
 def apply(state: State, event: ev.Event) -> State:
     """The state after `event`."""
+    folded = _fold(state, event)
+    if folded.workers is state.workers and folded.phase is state.phase:
+        return folded
+    if not down(folded):
+        return folded if folded.down_since is None else replace(folded, down_since=None)
+    return folded if folded.down_since is not None else replace(folded, down_since=event.at)
+
+
+def _fold(state: State, event: ev.Event) -> State:
     match event:
         case ev.RunCreated():
             return _stale(state)
@@ -53,7 +63,8 @@ def apply(state: State, event: ev.Event) -> State:
         case ev.StopBegan():
             if state.phase in (RunPhase.STOPPING, RunPhase.ENDED):
                 return state
-            return _enter(state, RunPhase.STOPPING, event.at, event.reason, failed=event.failed)
+            how = {"failed": event.failed, "handover": event.handover}
+            return _enter(state, RunPhase.STOPPING, event.at, event.reason, **how)
         case ev.RunEnded():
             return _enter(state, RunPhase.ENDED, event.at, state.reason)
         case ev.WorkerSuspected() | ev.WorkerCleared() | ev.FailureMasked():

@@ -57,7 +57,9 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             if worker.phase is not Phase.STARTING:
                 return None
             known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(worker, Phase.REGISTERED, event.at, **known)
+            return _move(_runs(worker, event.at), Phase.REGISTERED, event.at, **known)
+        case ev.WorkerQueued():
+            return _queue(worker, event)
         case ev.WorkerWelcomed():
             told = Order(True, frozenset(event.experts), event.at)
             return forward(replace(worker, orders=(told,)), Phase.LOADING, event.at)
@@ -110,8 +112,23 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             assert_never(event)
 
 
+def _queue(worker: Worker, event: ev.WorkerQueued) -> Worker:
+    if worker.phase is not Phase.STARTING:
+        return replace(worker, job=event.job)  # its own connection was faster than the queue
+    if not event.reason:
+        return replace(_runs(worker, event.at), job=event.job)
+    expected = event.expected_start
+    return replace(worker, job=event.job, queued=event.reason, expected_start=expected)
+
+
+def _runs(worker: Worker, at: float) -> Worker:
+    """If it waited in a queue, its start begins now."""
+    return replace(worker, started=at, queued="", expected_start="") if worker.queued else worker
+
+
 def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
     again = worker.phase in GONE
+    ran = again and not worker.queued  # waiting in a queue is no crash loop
     if event.incarnation <= worker.incarnation or not (again or worker.phase is Phase.PLANNED):
         return None
     return Worker(
@@ -123,7 +140,8 @@ def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
         event.pid,
         worker.host,
         started=event.at,
-        restarts=(*worker.restarts, *([event.at] if again else ()))[-_REMEMBERED:],
+        restarts=(*worker.restarts, *([event.at] if ran else ()))[-_REMEMBERED:],
+        restart_nodes=(*worker.restart_nodes, *([worker.host] if ran else ()))[-_REMEMBERED:],
         hasty=worker.hasty + again,
         before=worker.exit or worker.reason,
         given_up=worker.given_up,

@@ -150,6 +150,9 @@ def trouble(worker: Worker) -> str:
         return f"{worker.worker} {worker.reason}"
     if worker.phase in LEAVING:
         return f"{worker.worker} {worker.phase}: {worker.exit or worker.reason}"
+    if waits := worker.waits_in_queue:
+        instead = f" (in place of one that ended: {worker.before})" if worker.before else ""
+        return f"{worker.worker} {waits}{instead}"
     if worker.before and not worker.live:
         return f"{worker.worker} {worker.phase} (in place of one that ended: {worker.before})"
     return "" if worker.responsive else f"{worker.worker} unresponsive"

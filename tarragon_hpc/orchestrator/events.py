@@ -40,6 +40,17 @@ class WorkerStarted(_About, frozen=True):
     pid: int | None
 
 
+class WorkerQueued(_About, frozen=True):
+    """The worker's own Slurm job waits, for this reason; an empty one: the job runs now.
+
+    `expected_start` is as Slurm prints it; empty: unknown.
+    """
+
+    job: str
+    reason: str
+    expected_start: str = ""
+
+
 class WorkerRegistered(_About, frozen=True):
     """The worker connected; `address` is where its data plane listens."""
 
@@ -232,10 +243,13 @@ class DrainBegan(_Event, frozen=True):
 
 
 class StopBegan(_Event, frozen=True):
-    """The workers are to leave now. `failed`: because the run cannot go on."""
+    """The workers are to leave now. `failed`: because the run cannot go on. `handover`: another
+    head is to go on with it.
+    """
 
     reason: str
     failed: bool
+    handover: bool = False
 
 
 class RunEnded(_Event, frozen=True):
@@ -244,6 +258,7 @@ class RunEnded(_Event, frozen=True):
 
 AboutWorker: TypeAlias = (
     WorkerStarted
+    | WorkerQueued
     | WorkerRegistered
     | WorkerWelcomed
     | WorkerReady

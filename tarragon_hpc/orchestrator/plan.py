@@ -27,6 +27,7 @@ from tarragon_hpc.orchestrator.actions import (
 )
 from tarragon_hpc.orchestrator.events import SILENCE, TIME
 from tarragon_hpc.orchestrator.holdings import Holdings
+from tarragon_hpc.orchestrator.hopeless import give_up
 from tarragon_hpc.orchestrator.rearrange import rearrange
 from tarragon_hpc.orchestrator.restarts import replace
 from tarragon_hpc.orchestrator.retire import accounted_for, remove, retire
@@ -64,7 +65,10 @@ def _begin(state: State, now: float, policy: Policy) -> list[Action]:
 
 def _heal(state: State, now: float, policy: Policy) -> list[Action]:
     """A run that serves: keep it so."""
-    actions: list[Action] = [*_condemn(state, now, policy)]
+    actions: list[Action] = [*give_up(state, now, policy)]
+    if actions:
+        return actions
+    actions += _condemn(state, now, policy)
     if actions:  # nothing else may be decided as if these were still there
         return actions
     holdings = Holdings(state, now - policy.load_timeout_s)
@@ -83,14 +87,18 @@ def _give_up(state: State, now: float, policy: Policy) -> Iterator[GiveUp]:
     """A worker that dies during the start will die again: say so now, not at the timeout."""
     if state.phase is not RunPhase.STARTING:
         return
-    for worker in state.workers.values():
+    workers = state.workers.values()
+    for worker in workers:
         if accounted_for(worker, now, policy):
             how = worker.exit or worker.reason
             yield GiveUp(f"{worker.worker} died during the start: {how}")
             return
-    if now - state.since > policy.start_timeout_s:
+    if any(w.waits_in_queue for w in workers):
+        return
+    began = max((w.started for w in workers if w.job), default=state.since)
+    if now - began > policy.start_timeout_s:
         late = f"not serving after {policy.start_timeout_s:g} s: {state.waiting_for()}"
-        yield GiveUp(late, _absent(state.workers.values()))
+        yield GiveUp(late, _absent(workers))
 
 
 def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
@@ -100,6 +108,8 @@ def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
         if worker.live and not worker.responsive:
             if now - worker.silent_at > policy.stopped_grace_s:
                 yield Condemn(*who, SILENCE, f"unresponsive for {policy.stopped_grace_s:g} s")
+        elif worker.waits_in_queue:
+            continue
         elif worker.phase in _ARRIVING and now - worker.started > policy.start_timeout_s:
             late = f"not ready after {policy.start_timeout_s:g} s"
             yield Condemn(*who, TIME, late, _absent([worker]))

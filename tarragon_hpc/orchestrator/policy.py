@@ -24,6 +24,11 @@ class Policy:
     restart_window_s: float = 600.0
     node_factor: int = 3
     """The workers of one node may together be restarted so many times more often."""
+    leaves_nodes: bool = False
+    """Replacements go to other nodes where one loses workers too often: none is given up for it."""
+    hopeless_s: float | None = None
+    """How long nobody may be served, with nothing on its way that would change it; None: for ever.
+    """
     backoff_s: float = 0.5
     """Before the second restart of a worker that was never steady; then doubled every time."""
     backoff_limit_s: float = 30.0

@@ -178,9 +178,9 @@ class Orchestrator:
         """Admit nothing new from now on."""
         self.record(ev.DrainBegan(time.monotonic(), reason, drain_s))
 
-    def stop(self, reason: str) -> None:
-        """End the run: all workers leave now."""
-        self.record(ev.StopBegan(time.monotonic(), reason, failed=False))
+    def stop(self, reason: str, *, handover: bool = False) -> None:
+        """All workers leave now. The run ends with that, unless it is handed over."""
+        self.record(ev.StopBegan(time.monotonic(), reason, failed=False, handover=handover))
 
     def scale(self, role: str, count: int) -> str | None:
         """Have so many workers of a role; why not, or None if the change is under way."""

@@ -119,9 +119,17 @@ class Worker:
     """Experts that it could not load or drop."""
 
     started: float = 0.0
-    """When this incarnation's process was started."""
+    """When this incarnation's process was started, or its job began to run."""
+    job: str = ""
+    """The Slurm job of this incarnation alone, if it has one."""
+    queued: str = ""
+    """Why that job waits, or waited when it ended; empty: it runs, or ran."""
+    expected_start: str = ""
+    """When Slurm means to start the job that waits, in Slurm's words."""
     restarts: tuple[float, ...] = ()
-    """When this place was filled again after a death."""
+    """When this place was filled again after a death; not if only a job that waited had ended."""
+    restart_nodes: tuple[str | None, ...] = ()
+    """Where the incarnations before these restarts had been, if that was known."""
     hasty: int = 0
     """How many restarts in a row led to nothing steady (`STEADY_S`)."""
     before: str = ""
@@ -159,6 +167,14 @@ class Worker:
         return self.role is Role.AW and self.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
 
     @property
+    def waits_in_queue(self) -> str:
+        """In words, for which job it waits and why; empty if it does not."""
+        if self.phase is not Phase.STARTING or not self.queued:
+            return ""
+        when = f", expected to start {self.expected_start}" if self.expected_start else ""
+        return f"queued as job {self.job}: {self.queued}{when}"
+
+    @property
     def member(self) -> bool:
         """It is meant to serve, now or once it has been started again."""
         return not (self.retired or self.given_up)
@@ -175,12 +191,16 @@ class State:
     since: float = 0.0
     reason: str = ""
     failed: bool = False
+    handover: bool = False
+    """Once it stops or has ended: another head is to go on with it."""
     epoch: int = 0
     table: tuple[tuple[str, ...], ...] = ()
     drain_s: float = 0.0
     rules: Rules = Rules()
     removed: Mapping[str, int] = field(default_factory=dict)
     """The last incarnations of workers that have left the run: none is ever used again."""
+    down_since: float | None = None
+    """Since when the run as a whole serves nobody (`hopeless.down`); None: it does."""
     stale: int = 0
     """Events about an incarnation that is not the current one; they changed nothing else."""
 
@@ -214,4 +234,5 @@ class State:
     def waiting_for(self) -> str:
         """Who does not serve, in words: `aw0 (loading), ew1 (starting)`."""
         workers = self.workers.values()
-        return ", ".join(f"{w.worker} ({w.phase})" for w in workers if w.phase is not Phase.SERVING)
+        waits = (w for w in workers if w.phase is not Phase.SERVING)
+        return ", ".join(f"{w.worker} ({w.waits_in_queue or w.phase})" for w in waits)

@@ -60,6 +60,11 @@ def _worker(
         "host": worker.host,
         "experts": [],
     }
+    if worker.job:
+        entry["job"] = worker.job
+    if worker.waits_in_queue:
+        entry["pending_reason"] = worker.queued
+        entry["expected_start"] = worker.expected_start
     if worker.role is Role.EW:
         entry["experts"] = list(state.placement.primaries.get(worker.worker, ()))
         entry["shadows"] = list(state.placement.shadows.get(worker.worker, ()))
@@ -92,4 +97,6 @@ def worker_word(worker: Worker) -> str:
         return "retiring"
     if not worker.responsive and worker.phase not in LEAVING:
         return "unresponsive"
+    if worker.waits_in_queue:
+        return "queued"
     return str(worker.phase)

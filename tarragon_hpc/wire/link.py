@@ -50,7 +50,7 @@ class WorkerContext:
     removed at the end of the run. `cpus` has been applied to the process already; None: unbound.
     `shares_cpus`: AWs and EWs compute on the same ones. `publish` leaves word in the run directory
     before the head is called, with the address that it will be given. `tls`: of the control
-    connection.
+    connection. `host`: the name of this node, by Slurm if the run is there.
     """
 
     worker: str
@@ -64,6 +64,7 @@ class WorkerContext:
     shares_cpus: bool = False
     publish: Callable[[Mapping[str, str]], None] = lambda address: None
     tls: ssl.SSLContext | None = None
+    host: str = field(default_factory=socket.gethostname)
 
 
 def lease_s(detection: DetectionConfig) -> float:
@@ -159,7 +160,7 @@ class WorkerLink:
                 context.worker,
                 context.incarnation,
                 os.getpid(),
-                socket.gethostname(),
+                context.host,
                 self._address,
             )
         )

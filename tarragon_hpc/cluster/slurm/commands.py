@@ -16,11 +16,14 @@ _LIMIT_S = 60.0
 
 
 class SlurmError(ClusterError):
-    """A command of Slurm failed. `words`: what it said, without the name of the command."""
+    """A command of Slurm failed. `words`: what it said, without the name of the command; `stderr`:
+    all that it said.
+    """
 
-    def __init__(self, command: str, words: str) -> None:
+    def __init__(self, command: str, words: str, stderr: str = "") -> None:
         super().__init__(f"{command}: {words}")
         self.words = words
+        self.stderr = stderr or words
 
 
 def plain_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -45,7 +48,7 @@ def call(command: Sequence[str], *, given: str | None = None, limit_s: float = _
     except subprocess.TimeoutExpired:
         raise SlurmError(command[0], f"no answer within {limit_s:g} s") from None
     if done.returncode:
-        raise SlurmError(command[0], said(command[0], done.stderr, done.returncode))
+        raise SlurmError(command[0], said(command[0], done.stderr, done.returncode), done.stderr)
     return done.stdout
 
 
