@@ -91,6 +91,8 @@ def make_context(
     run = Directory(run_dir)
     found = joining.find_head(run)
     joining.claim(run, who)
+    # A local worker dies with its head.
+    outlives = found.config.cluster.backend == "slurm"
     return WorkerContext(
         worker=who.worker,
         incarnation=who.number,
@@ -103,6 +105,8 @@ def make_context(
         shares_cpus=shares_cpus,
         publish=functools.partial(joining.publish, run, who, found.nonce),
         tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
+        head_number=found.head.incarnation,
+        seek=functools.partial(joining.seek_head, run, found.secret) if outlives else None,
     )
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tarragon_hpc.wire.common import Message, Resumption, TokenDelta
+from tarragon_hpc.wire.common import Message, Resumption, Standing, TokenDelta
 
 
 class Register(Message, frozen=True):
-    """The first message of a worker: who it is and where its data plane listens."""
+    """The first message of a worker: who it is and where its data plane listens.
+
+    `standing`: it had registered with an earlier head, and has served on without one since.
+    """
 
     worker: str
     incarnation: int
     pid: int
     host: str
     address: dict[str, str]
+    standing: Standing | None = None
 
 
 class Ready(Message, frozen=True):
