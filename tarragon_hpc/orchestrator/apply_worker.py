@@ -57,7 +57,7 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             if worker.phase is not Phase.STARTING:
                 return None
             known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(worker, Phase.REGISTERED, event.at, **known)
+            return _move(worker, Phase.REGISTERED, event.at, awaited=False, **known)
         case ev.WorkerWelcomed():
             told = Order(True, frozenset(event.experts), event.at)
             return forward(replace(worker, orders=(told,)), Phase.LOADING, event.at)
@@ -101,6 +101,7 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             | ev.WorkerRetired()
             | ev.WorkerGivenUp()
             | ev.WorkerRemoved()
+            | ev.WorkerReturned()
             | ev.WorkerSuspected()
             | ev.WorkerCleared()
             | ev.FailureMasked()
@@ -112,7 +113,7 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
 
 def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
     again = worker.phase in GONE
-    if event.incarnation <= worker.incarnation or not (again or worker.phase is Phase.PLANNED):
+    if event.incarnation < worker.next or not (again or worker.phase is Phase.PLANNED):
         return None
     return Worker(
         worker.worker,
@@ -181,7 +182,7 @@ def forward(worker: Worker, phase: Phase, at: float) -> Worker:
 
 def _end(worker: Worker, at: float, reason: str, **known: Any) -> Worker:
     end = Phase.STOPPED if worker.phase is Phase.STOPPING else Phase.DEAD
-    empty = replace(worker, holds=frozenset(), orders=(), links={})
+    empty = replace(worker, holds=frozenset(), orders=(), links={}, awaited=False)
     return _move(empty, end, at, reason=worker.reason or reason, **known)
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from tarragon_hpc.orchestrator.rules import Rules
+from tarragon_hpc.wire.common import Standing
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -24,7 +25,7 @@ class _About(_Event, frozen=True):
 
 
 class RunCreated(_Event, frozen=True):
-    """The first event of every journal: what was decided before anything ran."""
+    """The first event of every run: what was decided before anything ran."""
 
     run: str
     workers: list[str]
@@ -32,6 +33,21 @@ class RunCreated(_Event, frozen=True):
     primaries: dict[str, list[int]]
     shadows: dict[str, list[int]]
     rules: Rules = Rules()
+    head: int = 1
+
+
+class HeadChanged(_Event, frozen=True):
+    """The `head`-th head of the run takes over; the first event of its journal.
+
+    `counted`: how many entries of the journal of each earlier head it has read; more do not count.
+    `shift`: what makes times of the head before it times of its own clock. `claims`: the newest
+    incarnation of every worker that any process has ever claimed to be.
+    """
+
+    head: int
+    counted: dict[int, int]
+    shift: float
+    claims: dict[str, int] = {}
 
 
 class WorkerStarted(_About, frozen=True):
@@ -46,6 +62,15 @@ class WorkerRegistered(_About, frozen=True):
     pid: int
     host: str
     address: dict[str, str]
+
+
+class WorkerReturned(_About, frozen=True):
+    """A worker that had registered with an earlier head has come to this one."""
+
+    pid: int
+    host: str
+    address: dict[str, str]
+    standing: Standing
 
 
 class WorkerWelcomed(_About, frozen=True):
@@ -232,10 +257,13 @@ class DrainBegan(_Event, frozen=True):
 
 
 class StopBegan(_Event, frozen=True):
-    """The workers are to leave now. `failed`: because the run cannot go on."""
+    """The workers are to leave now. `failed`: because the run cannot go on. `handover`: another
+    head will go on with it, with other workers in their places.
+    """
 
     reason: str
     failed: bool
+    handover: bool = False
 
 
 class RunEnded(_Event, frozen=True):
@@ -245,6 +273,7 @@ class RunEnded(_Event, frozen=True):
 AboutWorker: TypeAlias = (
     WorkerStarted
     | WorkerRegistered
+    | WorkerReturned
     | WorkerWelcomed
     | WorkerReady
     | TableSent
@@ -271,6 +300,7 @@ AboutWorker: TypeAlias = (
 )
 Event: TypeAlias = (
     RunCreated
+    | HeadChanged
     | TablePublished
     | WorkerAdded
     | PlacementChanged

@@ -63,7 +63,8 @@ class Holdings:
     def able(self, worker: Worker) -> bool:
         """Whether an EW is to hold experts at all, and does what it is told in time."""
         stuck = bool(worker.orders) and worker.orders[0].at < self._overdue
-        return worker.worker in self.state.placement.primaries and worker.responsive and not stuck
+        there = worker.responsive and not worker.awaited
+        return worker.worker in self.state.placement.primaries and there and not stuck
 
     def room(self, worker: Worker) -> float:
         """How many more experts fit on an EW."""

@@ -22,9 +22,9 @@ def retire(holdings: Holdings, policy: Policy) -> Iterator[Stop | Drain]:
     no AW knows it any more.
     """
     state = holdings.state
-    others = any(w.phase is Phase.SERVING and w.member for w in state.of(Role.AW))
+    others = any(w.serves and w.member for w in state.of(Role.AW))
     for worker in state.workers.values():
-        if not worker.retired or worker.phase in LEAVING | {Phase.PLANNED}:
+        if not worker.retired or worker.awaited or worker.phase in LEAVING | {Phase.PLANNED}:
             continue
         who = (worker.worker, worker.incarnation)
         if worker.role is Role.AW and worker.phase is Phase.SERVING:

@@ -132,6 +132,12 @@ class Worker:
     """It is to leave the run once nothing depends on it."""
     draining: bool = False
     """This AW finishes what it runs and gets nothing new."""
+    awaited: bool = False
+    """The head has changed and this worker has not come to the new one yet: it is taken to be what
+    it was.
+    """
+    taken: int = 0
+    """An earlier head may have started incarnations up to this one without saying so."""
 
     @property
     def loading(self) -> frozenset[int]:
@@ -142,6 +148,16 @@ class Worker:
     def dropping(self) -> frozenset[int]:
         """Experts that this EW was told to drop and has not answered for."""
         return frozenset(e for order in self.orders if not order.load for e in order.experts)
+
+    @property
+    def next(self) -> int:
+        """The incarnation that takes its place: one that nobody ever was."""
+        return max(self.incarnation, self.taken) + 1
+
+    @property
+    def serves(self) -> bool:
+        """It serves and can be reached."""
+        return self.phase is Phase.SERVING and not self.awaited
 
     @property
     def live(self) -> bool:
@@ -181,6 +197,16 @@ class State:
     rules: Rules = Rules()
     removed: Mapping[str, int] = field(default_factory=dict)
     """The last incarnations of workers that have left the run: none is ever used again."""
+    ran: bool = False
+    """All workers served at some time."""
+    handover: bool = False
+    """The workers are told to leave so that another head goes on with the run elsewhere."""
+    head: int = 1
+    """The how-manieth head the run has."""
+    changed: float = 0.0
+    """When that head took over."""
+    reviving: bool = False
+    """That head starts all workers anew; no table has been published since."""
     stale: int = 0
     """Events about an incarnation that is not the current one; they changed nothing else."""
 
@@ -214,4 +240,6 @@ class State:
     def waiting_for(self) -> str:
         """Who does not serve, in words: `aw0 (loading), ew1 (starting)`."""
         workers = self.workers.values()
-        return ", ".join(f"{w.worker} ({w.phase})" for w in workers if w.phase is not Phase.SERVING)
+        return ", ".join(
+            f"{w.worker} ({'awaited' if w.awaited else w.phase})" for w in workers if not w.serves
+        )
