@@ -33,6 +33,7 @@ from tarragon_hpc.cluster.reporter import Reporter
 from tarragon_hpc.cluster.roster import explain
 from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
 from tarragon_hpc.gateway.app import create_app
+from tarragon_hpc.gateway.request_log import RequestLog
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.gateway.tls import server_context
@@ -122,14 +123,22 @@ async def assemble(
         timeline.record(event, worker=worker, incarnation=incarnation, **detail)
 
     metrics = HeadMetrics()
+    notes = RequestLog()
+    stack.callback(notes.close)
     sessions = Sessions(
         lambda worker, message: orchestrator.send(worker, message),
         config.gateway.max_requests,
         failover_timeout_s=config.gateway.failover_timeout_s,
         tell=tell,
+        notebook=notes,
     )
     app = create_app(
-        sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
+        sessions=sessions,
+        spec=model,
+        config=config,
+        status=status,
+        registry=metrics.registry,
+        notes=notes,
     )
     # Unless told otherwise all workers and clients are on this machine.
     control_host = data_address(config.transport.interface, LOOPBACK)
@@ -196,6 +205,10 @@ async def assemble(
         ),
     )
     timeline.record("run created", run=info.run)
+    # Nothing can have been admitted before.
+    taken_over = app.state.keeper.take_over(path, head.incarnation)
+    if taken_over:
+        timeline.record("requests taken over", count=taken_over)
     return Parts(info, sessions, orchestrator, reporter)
 
 
