@@ -39,6 +39,7 @@ from tarragon_hpc.cluster.succession import (
 )
 from tarragon_hpc.cluster.tenure import Guarded, Tenure
 from tarragon_hpc.gateway.app import create_app
+from tarragon_hpc.gateway.request_log import RequestLog
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.gateway.tls import server_context
@@ -135,14 +136,22 @@ async def assemble(
         timeline.record(event, worker=worker, incarnation=incarnation, **detail)
 
     metrics = HeadMetrics()
+    notes = RequestLog()
+    stack.callback(notes.close)
     sessions = Sessions(
         lambda worker, message: orchestrator.send(worker, message),
         config.gateway.max_requests,
         failover_timeout_s=config.gateway.failover_timeout_s,
         tell=tell,
+        notebook=notes,
     )
     app = create_app(
-        sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
+        sessions=sessions,
+        spec=model,
+        config=config,
+        status=status,
+        registry=metrics.registry,
+        notes=notes,
     )
     control_host = control_address(config)
     check(config.transport)
@@ -224,6 +233,9 @@ async def assemble(
         timeline.record("run created", run=info.run)
     else:
         timeline.record("head changed", head=number, host=head.host)
+    # Nothing can have been admitted before.
+    if taken_over := app.state.keeper.take_over(path, number):
+        timeline.record("requests taken over", count=taken_over)
     return Parts(info, sessions, orchestrator, reporter, timeline)
 
 

@@ -151,6 +151,7 @@ class Worker:
     def place(self) -> str | None:
         """The node that it is, or was last, on; None: not known yet."""
         return self.node or self.host
+
     awaited: bool = False
     """The head has changed and this worker has not come to the new one yet: it is taken to be what
     it was.
