@@ -76,6 +76,7 @@ class Steps:
         self._on_gone = on_gone
         self._node_lost = node_lost
         self._tasks: set[asyncio.Task[object]] = set()
+        self._closing = asyncio.Event()
 
     def start(
         self, step: Step, command: Sequence[str], env: Mapping[str, str], said: Path, *, pipes: bool
@@ -100,7 +101,10 @@ class Steps:
             self._spawn(self._cancel(step, "--signal=TERM"))
 
     async def close(self) -> None:
-        """Returns when everything that was begun here is done."""
+        """Returns when everything that was begun here is done; nobody waits any longer for Slurm to
+        list a cancelled step no more.
+        """
+        self._closing.set()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -170,7 +174,10 @@ class Steps:
                 if "nvalid job id" in error.words:
                     return ""
                 log.warning("%s (step %s): %s", step.name, step.id, error)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+            if self._closing.is_set():
+                return ""
         return f"Slurm still lists step {step.id}"
 
     async def _cancel(self, step: Step, *flags: str) -> bool:
