@@ -7,6 +7,7 @@ TarragonError
 ├── RequestError           a mistake in one request: an OpenAI error object, the service goes on
 ├── Overloaded             a queue is full: HTTP 429 at the gateway
 ├── Unavailable            the service cannot take a request, or lost it: HTTP 503 at the gateway
+│   └── HandingOver            … because another head is to go on with the run: come back later
 ├── TransportError         the data plane; handled by the REFE and the expert server
 │   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
 │   │   └── ConnectRefused         it could, and does not take the connection
@@ -68,6 +69,10 @@ class Overloaded(TarragonError):
 
 class Unavailable(TarragonError):
     """Nobody can run a request now, or whoever ran it was lost. No fault of the request."""
+
+
+class HandingOver(Unavailable):
+    """The head ends and another one goes on with the run: the client should come back."""
 
 
 class TransportError(TarragonError):

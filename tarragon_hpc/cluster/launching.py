@@ -14,7 +14,9 @@ from tarragon_hpc.cluster.slurm import jobs
 from tarragon_hpc.cluster.slurm.allocation import SQUEUE_FORMAT, of_environment, of_queue
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.launcher import StepLauncher
+from tarragon_hpc.cluster.slurm.places import SlurmLauncher
 from tarragon_hpc.cluster.slurm.resources import components
+from tarragon_hpc.cluster.slurm.watch import QueueWatch
 from tarragon_hpc.cluster.spec import plan_steps, plan_workers
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.slurm.allocation import Allocation
+    from tarragon_hpc.cluster.slurm.places import Tell
     from tarragon_hpc.config import Config
+    from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.orchestrator.service import Orchestrator
 
-Launcher = LocalLauncher | StepLauncher
+Launcher = LocalLauncher | SlurmLauncher
 
 _ARRIVING = frozenset({Phase.STARTING, Phase.REGISTERED, Phase.LOADING})
 
@@ -49,9 +53,15 @@ def make_places(config: Config) -> Places:
 
 
 async def make_launcher(
-    config: Config, run_dir: Path, places: Places, orchestrator: Callable[[], Orchestrator]
+    config: Config,
+    run_dir: Path,
+    places: Places,
+    orchestrator: Callable[[], Orchestrator],
+    tell: Tell,
 ) -> Launcher:
-    """Who starts the workers. Nothing is started yet. Raises ClusterError."""
+    """Who starts the workers. Nothing is started yet. `tell`: lines for the timeline. Raises
+    ClusterError.
+    """
     if config.cluster.backend == "local":
         return LocalLauncher(
             places,
@@ -60,25 +70,48 @@ async def make_launcher(
             lambda who, returncode: orchestrator().exited(who, returncode),
             ForkServers(run_dir) if config.cluster.fork_server else None,
         )
-    parts = components(config)
-    if config.cluster.slurm.topology == "pool":
-        parts = parts[:1]  # every AW and EW has a job of its own
-    allocation = await find_allocation(run_dir)
+    slurm = config.cluster.slurm
+    ears = _Ears(orchestrator, tell)
+    launcher = SlurmLauncher(config, places, run_dir, QueueWatch(slurm.poll_s), ears)
+    if slurm.topology != "pool":  # there every worker has a job of its own
+        launcher.steps = StepLauncher(
+            await _allocation_for(config, run_dir),
+            components(config),
+            places,
+            run_dir,
+            slurm,
+            on_exit=launcher.step_ended,
+            step_of=lambda who: orchestrator().step_of(who),
+            calm=lambda: is_calm(orchestrator().state),
+        )
+    return launcher
+
+
+class _Ears:
+    """Passes on what Slurm's launcher tells, to who is made after it."""
+
+    def __init__(self, orchestrator: Callable[[], Orchestrator], tell: Tell) -> None:
+        self.tell = tell
+        self._orchestrator = orchestrator
+
+    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
+        self._orchestrator().queued(who, job, reason, expected_start)
+
+    def ended(self, who: Incarnation, cause: str) -> None:
+        self._orchestrator().reported_gone(who, cause)
+
+    def connected(self, who: Incarnation) -> bool:
+        return who in self._orchestrator().heard
+
+
+async def _allocation_for(config: Config, run_dir: Path) -> Allocation:
+    parts, allocation = components(config), await find_allocation(run_dir)
     if len(allocation.nodes) < len(parts):
         raise ClusterError(
             f"job {allocation.job} has {len(allocation.nodes)} components, and topology"
             f" {config.cluster.slurm.topology} has {len(parts)}"
         )
-    return StepLauncher(
-        allocation,
-        parts,
-        places,
-        run_dir,
-        config.cluster.slurm,
-        on_exit=lambda who, cause: orchestrator().reported_gone(who, cause),
-        step_of=lambda who: orchestrator().step_of(who),
-        calm=lambda: is_calm(orchestrator().state),
-    )
+    return allocation
 
 
 async def find_allocation(run_dir: Path, environ: Mapping[str, str] = os.environ) -> Allocation:

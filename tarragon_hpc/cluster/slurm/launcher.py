@@ -92,6 +92,12 @@ class StepLauncher:
             self._spares.look_soon()
         return None
 
+    def has_room(self, worker: str) -> bool:
+        """Whether a worker could be started now."""
+        if worker.startswith(Role.CS):
+            return choose_node(self.slots, (), worker) is not None
+        return choose(self.slots, worker) is not None
+
     def stop(self, who: Incarnation, grace_s: float) -> None:
         """End a worker that was asked to leave: SIGTERM after `grace_s`, SIGKILL 2 s later."""
         step = self._workers.get(who)
