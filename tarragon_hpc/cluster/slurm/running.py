@@ -195,7 +195,7 @@ class Steps:
 
 
 def number_of(step: str) -> str:
-    """Of a step; unique in a heterogeneous job, too. There `squeue` puts the component's job id before
+    """Of a step; unique in a heterogeneous job, too, where `squeue` puts the component's id before
     it, while the step itself is told the leader's.
     """
     return step.rpartition(".")[2]
