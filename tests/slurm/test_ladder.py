@@ -64,6 +64,11 @@ class Run:
                     return worker
                 await asyncio.sleep(0.05)
 
+    async def ended(self) -> int:
+        """The head's exit status; raises what it raised."""
+        async with asyncio.timeout(60):
+            return await asyncio.shield(self.task)
+
     async def scale(self, role: str, count: int) -> None:
         record, secret = read_head(self.path), run_secret(self.path)
         client = await connect(record.control_host, record.control_port, secret, client_decoder())
@@ -201,7 +206,47 @@ async def test_without_a_slot_a_worker_gets_a_job_and_leaves_the_queue_for_a_slo
 
 @in_a_loop
 async def test_a_rejected_job_is_a_start_that_failed_in_slurms_words(running, config):
-    pool = config("pool", aw_nodes={"partition": "nowhere"})
-    with pytest.raises(ClusterError, match=r"aw0 died during the start: .*[Ii]nvalid partition"):
-        async with running(pool):
-            pass
+    async with running(config("pool", aw_nodes={"partition": "nowhere"}), serves=False) as run:
+        with pytest.raises(ClusterError, match=r"aw[01] died during the start: .*nvalid partition"):
+            await run.ended()
+
+
+@in_a_loop
+async def test_without_replacement_jobs_a_worker_waits_for_a_slot(running, config):
+    nodes = {"cpus_per_slot": 2, "gpus_per_node": 2}
+    slurm = {"nodes": nodes, "spares": 0, "warm_spares": False, "replacement_jobs": False}
+    async with running(config("single", **slurm), nodes=2) as run:
+        await run.scale("aw", 3)
+        waits = await run.until("aw2", state="queued")
+        assert waits["pending_reason"].startswith("all 4 slots for aw are in use, and ")
+        assert "job" not in waits
+        assert not run.own_jobs()
+        await run.scale("ew", 1)
+        await run.until("aw2", 30, state="serving", incarnation=1)
+
+
+@in_a_loop
+async def test_a_pool_without_hope_gives_its_nodes_back(running, slurm, config):
+    """Both AWs die while others have taken all other nodes: their jobs wait, the EWs idle."""
+    pool = config("pool", hopeless_s=3, aw_nodes={"partition": "cpu"}, nodes={"partition": "gpu"})
+    async with running(pool) as run:
+        slurm.drain("n4")
+        slurm.drain("n5")
+        for worker in (await run.worker("aw0"), await run.worker("aw1")):
+            slurm.kill_tasks(f"{worker['job']}.batch")
+        await run.until("aw0", state="queued")
+        with pytest.raises(ClusterError, match="no attention worker serves for .* nothing is on"):
+            await run.ended()
+        assert run.told("stop began")[0]["failed"] is True
+
+
+@in_a_loop
+async def test_the_next_job_does_not_go_where_the_node_died(running, slurm, config):
+    """Slurm does not know yet that the node is dead, and would start it there."""
+    pool = config("pool", aw_nodes={"partition": "cpu"})
+    async with running(pool) as run:
+        worker = await run.worker("aw0")
+        slurm.fail_node(worker["node"])
+        again = await run.until("aw0", 30, state="serving", incarnation=2)
+        assert again["node"] not in (worker["node"], None)
+        await run.until("aw1", 30, state="serving")
