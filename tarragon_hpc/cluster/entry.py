@@ -97,6 +97,8 @@ def make_context(
     run = Directory(run_dir)
     found = joining.find_head(run)
     joining.claim(run, who)
+    # A local worker dies with its head.
+    outlives = found.config.cluster.backend == "slurm"
     return WorkerContext(
         worker=who.worker,
         incarnation=who.number,
@@ -111,6 +113,8 @@ def make_context(
         tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
         step=node.step_id(),
         node=node.node_name(),
+        head_number=found.head.incarnation,
+        seek=functools.partial(joining.seek_head, run, found.secret) if outlives else None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from tarragon_hpc.orchestrator.rules import Rules
+from tarragon_hpc.wire.common import Standing
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -24,7 +25,7 @@ class _About(_Event, frozen=True):
 
 
 class RunCreated(_Event, frozen=True):
-    """The first event of every journal: what was decided before anything ran."""
+    """The first event of every run: what was decided before anything ran."""
 
     run: str
     workers: list[str]
@@ -32,6 +33,21 @@ class RunCreated(_Event, frozen=True):
     primaries: dict[str, list[int]]
     shadows: dict[str, list[int]]
     rules: Rules = Rules()
+    head: int = 1
+
+
+class HeadChanged(_Event, frozen=True):
+    """The `head`-th head of the run takes over; the first event of its journal.
+
+    `counted`: how many entries of the journal of each earlier head it has read; more do not count.
+    `shift`: what makes times of the head before it times of its own clock. `claims`: the newest
+    incarnation of every worker that any process has ever claimed to be.
+    """
+
+    head: int
+    counted: dict[int, int]
+    shift: float
+    claims: dict[str, int] = {}
 
 
 class WorkerStarted(_About, frozen=True):
@@ -60,6 +76,17 @@ class WorkerRegistered(_About, frozen=True):
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
+    node: str = ""
+
+
+class WorkerReturned(_About, frozen=True):
+    """A worker that had registered with an earlier head has come to this one."""
+
+    pid: int
+    host: str
+    address: dict[str, str]
+    standing: Standing
     step: str = ""
     node: str = ""
 
@@ -255,7 +282,7 @@ class DrainBegan(_Event, frozen=True):
 
 class StopBegan(_Event, frozen=True):
     """The workers are to leave now. `failed`: because the run cannot go on. `handover`: another
-    head is to go on with it.
+    head will go on with it, with other workers in their places.
     """
 
     reason: str
@@ -271,6 +298,7 @@ AboutWorker: TypeAlias = (
     WorkerStarted
     | WorkerQueued
     | WorkerRegistered
+    | WorkerReturned
     | WorkerWelcomed
     | WorkerReady
     | TableSent
@@ -298,6 +326,7 @@ AboutWorker: TypeAlias = (
 )
 Event: TypeAlias = (
     RunCreated
+    | HeadChanged
     | TablePublished
     | WorkerAdded
     | PlacementChanged

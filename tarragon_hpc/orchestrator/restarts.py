@@ -30,7 +30,7 @@ def replace(worker: Worker, state: State, now: float, policy: Policy) -> Start |
         return None
     return Start(
         worker.worker,
-        worker.incarnation + 1,
+        worker.next,
         f"in place of {worker.worker}.{worker.incarnation}: {how}",
     )
 

@@ -26,7 +26,8 @@ from tarragon_hpc.orchestrator.detector import describe_exit, verdicts, was_paus
 from tarragon_hpc.orchestrator.outcomes import outcome
 from tarragon_hpc.orchestrator.plan import plan
 from tarragon_hpc.orchestrator.reports import Told, event_of
-from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
+from tarragon_hpc.orchestrator.state import RunPhase, State
+from tarragon_hpc.orchestrator.takeover import expects
 from tarragon_hpc.wire import to_worker
 from tarragon_hpc.wire.common import Message, Peer
 from tarragon_hpc.wire.to_head import Heartbeat, Register
@@ -75,7 +76,7 @@ class Orchestrator:
 
     def __init__(
         self,
-        created: ev.RunCreated,
+        begun: ev.RunCreated | State,
         *,
         journal: Journal,
         launcher: Launcher,
@@ -86,11 +87,13 @@ class Orchestrator:
         prepare: Callable[[list[str], list[str]], str | None] = lambda workers, beside: None,
         explain: Callable[[tuple[Incarnation, ...]], str] = lambda absent: "",
     ) -> None:
-        """`hand_over` has the head end, for another one to go on. `prepare` makes places for more
-        workers beside those that stay, or says why not. `explain` says what is known of workers
-        that were started and never registered; it is called in a thread and may read files.
+        """`begun`: a run that was just decided on, or one that another head had before, as it was
+        taken over (that is in the journal already). `hand_over` has the head end, for another one
+        to go on. `prepare` makes places for more workers beside those that stay, or says why not.
+        `explain` says what is known of workers that were started and never registered; it is called
+        in a thread and may read files.
         """
-        self.state = begin(created)
+        self.state = begun if isinstance(begun, State) else begin(begun)
         self.heard: dict[Incarnation, float] = {}
         self.stats: dict[Incarnation, Mapping[str, float]] = {}
         self._journal = journal
@@ -103,7 +106,7 @@ class Orchestrator:
         self._explain = explain
         self._links: dict[Incarnation, Link] = {}
         self._exits: dict[Incarnation, tuple[str, asyncio.TimerHandle]] = {}
-        self._unwritten: list[ev.Event] = [created]
+        self._unwritten: list[ev.Event] = [] if isinstance(begun, State) else [begun]
         self._wake = asyncio.Event()
         self._looked = time.monotonic()
         self._reasons = ChangeLogger(log)
@@ -126,26 +129,18 @@ class Orchestrator:
         """A worker connected. None: it is not one that this run waits for; it must be fenced."""
         who = Incarnation(register.worker, register.incarnation)
         now = time.monotonic()
+        standing = register.standing
         worker = self.state.workers.get(who.worker)
-        expected = (
-            worker is not None
-            and worker.incarnation == who.number
-            and worker.phase is Phase.STARTING
-        )
+        expected = expects(worker, who.number, anew=standing is None)
         if expected:
             self._links[who] = link
             self.heard[who] = now
-        self.record(
-            ev.WorkerRegistered(
-                now,
-                *who,
-                register.pid,
-                register.host,
-                dict(register.address),
-                register.step,
-                register.node,
-            )
-        )
+        known = (now, *who, register.pid, register.host, dict(register.address))
+        slurm = (register.step, register.node)
+        if standing is None:
+            self.record(ev.WorkerRegistered(*known, *slurm))
+        else:
+            self.record(ev.WorkerReturned(*known, standing, *slurm))
         return who if expected else None
 
     def receive(self, message: Report) -> None:

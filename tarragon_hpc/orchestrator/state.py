@@ -152,6 +152,13 @@ class Worker:
         """The node that it is, or was last, on; None: not known yet."""
         return self.node or self.host
 
+    awaited: bool = False
+    """The head has changed and this worker has not come to the new one yet: it is taken to be what
+    it was.
+    """
+    taken: int = 0
+    """An earlier head may have started incarnations up to this one without saying so."""
+
     @property
     def loading(self) -> frozenset[int]:
         """Experts that this EW was told to load and has not answered for."""
@@ -161,6 +168,16 @@ class Worker:
     def dropping(self) -> frozenset[int]:
         """Experts that this EW was told to drop and has not answered for."""
         return frozenset(e for order in self.orders if not order.load for e in order.experts)
+
+    @property
+    def next(self) -> int:
+        """The incarnation that takes its place: one that nobody ever was."""
+        return max(self.incarnation, self.taken) + 1
+
+    @property
+    def serves(self) -> bool:
+        """It serves and can be reached."""
+        return self.phase is Phase.SERVING and not self.awaited
 
     @property
     def live(self) -> bool:
@@ -198,6 +215,10 @@ class Worker:
         return not (self.retired or self.given_up)
 
 
+def _waits_as(worker: Worker) -> str:
+    return "awaited" if worker.awaited else worker.waits_in_queue or worker.phase
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """One run. `table[e]` are the EWs of expert e in the published ERT of `epoch` (0: none yet)."""
@@ -209,8 +230,6 @@ class State:
     since: float = 0.0
     reason: str = ""
     failed: bool = False
-    handover: bool = False
-    """Once it stops or has ended: another head is to go on with it."""
     epoch: int = 0
     table: tuple[tuple[str, ...], ...] = ()
     drain_s: float = 0.0
@@ -219,6 +238,16 @@ class State:
     """The last incarnations of workers that have left the run: none is ever used again."""
     down_since: float | None = None
     """Since when the run as a whole serves nobody (`hopeless.down`); None: it does."""
+    ran: bool = False
+    """All workers served at some time."""
+    handover: bool = False
+    """The workers are told to leave so that another head goes on with the run elsewhere."""
+    head: int = 1
+    """The how-manieth head the run has."""
+    changed: float = 0.0
+    """When that head took over."""
+    reviving: bool = False
+    """That head starts all workers anew; no table has been published since."""
     stale: int = 0
     """Events about an incarnation that is not the current one; they changed nothing else."""
 
@@ -252,5 +281,5 @@ class State:
     def waiting_for(self) -> str:
         """Who does not serve, in words: `aw0 (loading), ew1 (starting)`."""
         workers = self.workers.values()
-        waits = (w for w in workers if w.phase is not Phase.SERVING)
-        return ", ".join(f"{w.worker} ({w.waits_in_queue or w.phase})" for w in waits)
+        waits = (w for w in workers if not w.serves)
+        return ", ".join(f"{w.worker} ({_waits_as(w)})" for w in waits)

@@ -30,6 +30,7 @@ def describe(
         "state": run_word(state),
         "reason": run_reason(state),
         "endpoint": endpoint,
+        "head": state.head,
         "epoch": state.epoch,
         "stale_events": state.stale,
         "coverage": coverage_of(state).plain(),
@@ -96,6 +97,8 @@ def _worker(
 
 def worker_word(worker: Worker) -> str:
     """The state of a worker in one word."""
+    if worker.awaited:
+        return "awaited"
     if worker.retired and worker.phase not in LEAVING:
         return "retiring"
     if worker.noticed and worker.phase not in LEAVING:

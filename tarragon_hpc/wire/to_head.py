@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tarragon_hpc.wire.common import Message, Resumption, TokenDelta
+from tarragon_hpc.wire.common import Message, Resumption, Standing, TokenDelta
 
 
 class Register(Message, frozen=True):
     """The first message of a worker: who it is and where its data plane listens.
 
-    Under Slurm: step, as `job.step`, and node, as Slurm calls it.
+    `standing`: it had registered with an earlier head, and has served on without one since. Under
+    Slurm: step, as `job.step`, and node, as Slurm calls it.
     """
 
     worker: str
@@ -20,6 +21,7 @@ class Register(Message, frozen=True):
     address: dict[str, str]
     step: str = ""
     node: str = ""
+    standing: Standing | None = None
 
 
 class Ready(Message, frozen=True):
