@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tarragon_hpc.cluster import launching
@@ -123,16 +124,17 @@ def running(slurm, monkeypatch):
     """Runs, with a head in this process; nothing of them is left in Slurm's queue."""
     real = launching.plan_steps
 
-    def plan(config: Config, fault: str) -> list[Any]:
-        program = (sys.executable, str(FAKE), fault)
+    def plan(config: Config) -> list[Any]:
+        program = (sys.executable, str(FAKE), "")
         return [dataclasses.replace(spec, program=program) for spec in real(config)]
 
     @contextlib.asynccontextmanager
     async def run(
-        config: Config, *, fault: str = "", nodes: int = 0, serves: bool = True
+        config: Config, *, scripted: bool = True, nodes: int = 0, serves: bool = True
     ) -> AsyncIterator[Run]:
-        """nodes: of the allocation. serves: wait until it does."""
-        monkeypatch.setattr(launching, "plan_steps", lambda c: plan(c, fault))
+        """scripted: without an engine. nodes: of the allocation. serves: wait until it does."""
+        if scripted:
+            monkeypatch.setattr(launching, "plan_steps", plan)
         path = create_run(config)
         if nodes:
             flags = (f"-N{nodes}", "--exclusive", "--no-kill", "--gres=gpu:2", "--time=10")
@@ -148,7 +150,7 @@ def running(slurm, monkeypatch):
         this = Run(path, task, stop)
         try:
             if serves:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(250):
                     await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
                 if task.done():
                     task.result()
@@ -164,7 +166,7 @@ def running(slurm, monkeypatch):
 
 
 @in_a_loop
-async def test_a_pool_is_a_job_per_worker_and_a_dead_one_gets_a_new_job(running, slurm, config):
+async def test_a_pool_is_a_job_per_worker_also_of_those_that_come_later(running, slurm, config):
     pool = config("pool", "checkpoint.stores=1", head_nodes={"partition": "cpu"})
     async with running(pool) as run:
         names = sorted(run.own_jobs().values())
@@ -179,6 +181,13 @@ async def test_a_pool_is_a_job_per_worker_and_a_dead_one_gets_a_new_job(running,
         assert again["job"] != worker["job"]
         assert run.told("worker queued", "ew0")[0]["job"] == worker["job"]
         assert run.told("worker placed", "ew0")[1]["where"] == "job"
+        await run.scale("aw", 3)
+        added = (await run.until("aw2", 30, state="serving"))["job"]
+        await run.scale("aw", 2)
+        async with asyncio.timeout(20):
+            while slurm.state(added) == "RUNNING":
+                await asyncio.sleep(0.2)
+        assert (await run.worker("aw1"))["state"] == "serving"
     assert run.task.result() == 0
 
 
@@ -250,3 +259,39 @@ async def test_the_next_job_does_not_go_where_the_node_died(running, slurm, conf
         again = await run.until("aw0", 30, state="serving", incarnation=2)
         assert again["node"] not in (worker["node"], None)
         await run.until("aw1", 30, state="serving")
+
+
+@pytest.mark.vllm
+@in_a_loop
+async def test_real_workers_of_a_pool_are_replaced_by_new_jobs(running, slurm, config):
+    """An EW in the middle of a stream, then the AW: the tokens are what they were before."""
+    small = ["attention.workers=1", "attention.threads=1", "attention.kv_cache=64MiB"]
+    small += [
+        "experts.threads=1",
+        "experts.shadows=1",
+        "transport.spin_us=0",
+        "model.dtype=float32",
+    ]
+    pool = config("pool", *small, nodes={"cpus_per_slot": 2, "partition": "gpu"})
+    body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 60, "temperature": 0}
+
+    async with running(pool, scripted=False) as run:
+        endpoint = (await query_status(run.path))["endpoint"]
+        async with httpx.AsyncClient(base_url=endpoint, timeout=120) as client:
+
+            async def answer() -> str:
+                reply = await client.post("/completions", json={**body, "ignore_eos": True})
+                assert reply.status_code == 200, reply.text
+                return reply.json()["choices"][0]["text"]
+
+            expected = await answer()
+            for name in ("ew0", "aw0"):
+                asked = asyncio.create_task(answer())
+                await asyncio.sleep(0.3)
+                slurm.kill_tasks(f"{(await run.worker(name))['job']}.batch")
+                assert await asked == expected
+                await run.until(name, 100, state="serving", incarnation=2)
+                assert await answer() == expected
+        lost = run.told("worker lost", "ew0")[0]["mono"]
+        back = [e for e in run.told("table published") if e["mono"] > lost][-1]["mono"]
+        assert back - lost < 12
