@@ -232,7 +232,8 @@ class Cluster:
                 self.start_slurmd(node)
         for node, state in self.nodes().items():
             if state.startswith(("drain", "drng", "down")):
-                self.resume(node)
+                with contextlib.suppress(RuntimeError):  # it may just have come back by itself
+                    self.resume(node)
         wait(lambda: set(self.nodes().values()) == {"idle"}, 60, "all nodes idle")
 
     def _write(self, owner: int | None) -> None:
