@@ -93,9 +93,10 @@ async def _live(
     serving = parts.reporter.serving
     run = asyncio.create_task(parts.orchestrator.run(), name="orchestrator")
     errand: asyncio.Future[None] | None = None
-    if parts.orchestrator.state.phase is RunPhase.DRAINING:
+    past = parts.orchestrator.state
+    if past.phase is RunPhase.DRAINING:
         # The head before this one was about to stop; the requests that it waited for were its own.
-        parts.orchestrator.stop(parts.orchestrator.state.reason)
+        parts.orchestrator.stop(past.reason, handover=past.handover)
     try:
         await _first(run, serving.wait(), ending.stop.wait())
         if serving.is_set() and not run.done():
@@ -129,7 +130,7 @@ async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> 
         parts.timeline.record("handover began", reason=ending.reason, drain_s=ending.drain_s)
         parts.sessions.hand_over(ending.reason)
     if parts.orchestrator.state.phase is RunPhase.RUNNING:
-        parts.orchestrator.drain(ending.reason, ending.drain_s)
+        parts.orchestrator.drain(ending.reason, ending.drain_s, handover=ending.handover)
         drain = asyncio.create_task(parts.sessions.drain(ending.drain_s), name="drain")
         await _first(run, drain, ending.hurry.wait())
         if not drain.done():
