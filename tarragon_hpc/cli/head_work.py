@@ -28,7 +28,9 @@ from tarragon_hpc.generate.progress import Progress
 from tarragon_hpc.observe.timeline import read_timeline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import NoReturn
 
     from tarragon_hpc.cluster.work import Work
     from tarragon_hpc.config import Config
@@ -43,8 +45,13 @@ _SAY_S = 30.0
 log = logging.getLogger(__name__)
 
 
-def answer_requests(run_dir: Path, work: Work) -> int:
-    """Be the head of a batch; returns the exit status.
+def answer_requests(
+    run_dir: Path,
+    work: Work,
+    head_number: int | None = None,
+    on_interrupt: Callable[[], NoReturn] | None = None,
+) -> int:
+    """Be the head of a batch; returns the exit status. head_number, on_interrupt: `run_service`'s.
 
     0: every request has its final result, or the run was handed over. 1: some failed in the
     service, and can be tried again. Raises TarragonError.
@@ -60,7 +67,7 @@ def answer_requests(run_dir: Path, work: Work) -> int:
     with Part(run_dir) as part:
         if todo:
             progress = Progress(len(requests), before, since, time.monotonic())
-            job = _Job(config, run_dir, todo, part, progress)
+            job = _Job(config, run_dir, todo, part, progress, head_number, on_interrupt)
             try:
                 asyncio.run(job.run())
             except ClusterError:
@@ -76,13 +83,22 @@ class _Job:
     """What one head does for a batch."""
 
     def __init__(
-        self, config: Config, run_dir: Path, todo: list[Request], part: Part, progress: Progress
+        self,
+        config: Config,
+        run_dir: Path,
+        todo: list[Request],
+        part: Part,
+        progress: Progress,
+        head_number: int | None,
+        on_interrupt: Callable[[], NoReturn] | None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._todo = todo
         self._part = part
         self._progress = progress
+        self._head_number = head_number
+        self._on_interrupt = on_interrupt
         self._delivered = 0
         self.handed_over = False
 
@@ -91,6 +107,8 @@ class _Job:
         await run_service(
             self._config,
             run=self._run_dir,
+            head_number=self._head_number,
+            on_interrupt=self._on_interrupt,
             on_ready=self._ready,
             stop=asyncio.Event(),
             work=self._answer,
