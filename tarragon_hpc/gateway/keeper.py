@@ -170,6 +170,8 @@ class Keeper:
                 request = read_request(CompletionRequest, body)
             else:
                 request = read_request(ChatRequest, body)
+            if request.n * len(opened.prompts) != len(opened.sequences):
+                raise RequestError(f"n: is {request.n} with {len(opened.sequences)} sequences")
         except (TarragonError, msgspec.DecodeError) as error:
             log.warning("request %s of an earlier head cannot go on: %s", opened.id, error)
             self._notes.forgotten(kept.name)
@@ -178,7 +180,7 @@ class Keeper:
             self._service,
             request,
             opened.prompts,
-            self._service.sessions.reopen(kept, first_attempt(head)),
+            self._service.sessions.reopen(kept, first_attempt(head), ordered=request.stream),
             id=opened.id,
             created=opened.created,
         )

@@ -1,11 +1,18 @@
-"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes."""
+"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes.
+
+Every request has an Idempotency-Key that follows from what it is: sent again, to the same head or
+to its successor, it goes on from the tokens that are there, or gets the answer that it had.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import tenacity
 
 from tarragon_hpc.errors import ClusterError
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.generate.inputs import Request
 
+_canonical = msgspec.json.Encoder(order="deterministic").encode
 _TRIES = {429: 100, 503: 10, None: 6}  # of one request, by the last answer; None: no connection
 
 
@@ -28,25 +36,36 @@ class _Busy(Exception):
         self.status = status
 
 
-class BatchClient:
-    """Talks to one gateway. `endpoint` ends in /v1.
+def idempotency_key(request: Request) -> str:
+    """The same for a request that is the same: its id, where it goes and what it asks."""
+    text = _canonical([request.custom_id, request.url, request.body])
+    return f"batch-{hashlib.sha256(text).hexdigest()[:40]}"
 
-    concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
-    sleep: waits between tries, for tests.
+
+class BatchClient:
+    """Talks to one service. `endpoint` ends in /v1; where heads may change it is asked for (raises
+    ClusterError while there is none), and again whenever there is no connection.
+
+    concurrency: requests in flight at most. patience_s: how long a service that is not there, or
+    not ready, is waited for beyond the usual tries. tls: whom to trust; None: as SSL_CERT_FILE
+    says. sleep: waits between tries, for tests.
     """
 
     def __init__(
         self,
-        endpoint: str,
+        endpoint: str | Callable[[], str],
         *,
         concurrency: int,
+        patience_s: float = 0.0,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._base = endpoint.removesuffix("/v1")
+        self._endpoint = endpoint
+        self._base = endpoint.removesuffix("/v1") if isinstance(endpoint, str) else ""
         self._concurrency = concurrency
+        self._patience_s = patience_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._verify = tls if tls is not None else True
         self._transport = transport
@@ -62,8 +81,8 @@ class BatchClient:
         # No limit on the answer: a long generation is not a failure, and a dead one is an error.
         timeout = httpx.Timeout(None, connect=10.0)
         async with httpx.AsyncClient(
-            base_url=self._base, headers=self._headers, limits=limits, timeout=timeout,
-            transport=self._transport, verify=self._verify,
+            headers=self._headers, limits=limits, timeout=timeout, transport=self._transport,
+            verify=self._verify,
         ) as http:  # fmt: skip
             try:
                 async with asyncio.TaskGroup() as group:
@@ -82,7 +101,7 @@ class BatchClient:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Busy),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
-            stop=_give_up,
+            stop=_Limit(self._patience_s),
             sleep=self._sleep,
             reraise=True,
         )
@@ -92,9 +111,13 @@ class BatchClient:
             raise ClusterError(f"the service does not answer: {busy}") from None
 
     async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
+        headers = {"Idempotency-Key": idempotency_key(request)}
+        base = await self._where()
         try:
-            reply = await http.post(request.url, json=request.body)
+            reply = await http.post(base + request.url, json=request.body, headers=headers)
         except httpx.TransportError as error:
+            if self._base == base:  # not if another request has asked anew meanwhile
+                self._base = ""
             raise _Busy(None, f"{type(error).__name__} {error}".strip()) from None
         content = _content(reply)
         if reply.status_code in (429, 503):
@@ -103,12 +126,41 @@ class BatchClient:
             request.custom_id, reply.status_code, content, reply.headers.get("x-request-id")
         )
 
+    async def _where(self) -> str:
+        """The base URL of the service as it is known; asked for if it is not."""
+        if not self._base:
+            try:
+                found = self._endpoint
+                # Reads files of the run directory.
+                url = found if isinstance(found, str) else await asyncio.to_thread(found)
+            except ClusterError as error:
+                raise _Busy(None, str(error)) from None
+            self._base = url.removesuffix("/v1")
+        return self._base
 
-def _give_up(state: tenacity.RetryCallState) -> bool:
-    """Whether this try was the last: a full queue empties in time, a lost service does not."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    status = error.status if isinstance(error, _Busy) else None
-    return state.attempt_number >= _TRIES[status]
+
+class _Limit(tenacity.stop.stop_base):
+    """Which try of one request is the last: a full queue empties in time, a lost service does not.
+
+    patience_s: counted from the first of the tries that found no service in a row.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._since: float | None = None
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        status = error.status if isinstance(error, _Busy) else None
+        now = time.monotonic()
+        if status == 429:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        waited = 0.0 if self._since is None else now - self._since
+        return state.attempt_number >= _TRIES[status] and (
+            status == 429 or waited >= self._patience_s
+        )
 
 
 def _content(reply: httpx.Response) -> Any:
