@@ -7,6 +7,7 @@ TarragonError
 ├── RequestError           a mistake in one request: an OpenAI error object, the service goes on
 ├── Overloaded             a queue is full: HTTP 429 at the gateway
 ├── Unavailable            the service cannot take a request, or lost it: HTTP 503 at the gateway
+│   └── HandingOver            … because another head is to go on with the run: come back later
 ├── TransportError         the data plane; handled by the REFE and the expert server
 │   ├── ConnectFailed          a peer could not be reached or did not know the run's secret
 │   │   └── ConnectRefused         it could, and does not take the connection
@@ -17,6 +18,7 @@ TarragonError
 ├── FrameError             bytes from a peer that are not a valid message; the connection is dropped
 ├── AuthError              a peer without the run's secret; the connection is dropped
 └── ClusterError           workers could not be started or supervised: exit status 3
+    ├── NoSlot                 the allocation has no room for a worker
     ├── RecordError            a file of the run directory that is no whole record of its kind
     └── Claimed                another process has this worker's incarnation: exit status 73
 
@@ -67,6 +69,10 @@ class Overloaded(TarragonError):
 
 class Unavailable(TarragonError):
     """Nobody can run a request now, or whoever ran it was lost. No fault of the request."""
+
+
+class HandingOver(Unavailable):
+    """The head ends and another one goes on with the run: the client should come back."""
 
 
 class TransportError(TarragonError):
@@ -129,6 +135,10 @@ class ClusterError(TarragonError):
     """Workers could not be started or supervised."""
 
     exit_status = 3
+
+
+class NoSlot(ClusterError):
+    """No slot of the allocation is left for a worker."""
 
 
 class RecordError(ClusterError):

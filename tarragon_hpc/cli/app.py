@@ -9,6 +9,17 @@ import typer
 
 from tarragon_hpc import __version__
 from tarragon_hpc.cli.app_bench import bench_app
+from tarragon_hpc.cli.app_jobs import (
+    ConfigFile,
+    Fragile,
+    Overrides,
+    Root,
+    Run,
+    RunDir,
+    Site,
+    Wait,
+    add_to,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,22 +31,6 @@ model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints to try thin
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
 
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="CONFIG", help="YAML file; may be left out with --set.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. attention.workers=4."),
-]
-RunDir = Annotated[
-    Path | None, typer.Option(help="Directory of the run (new or empty); default: in run.root.")
-]
-Root = Annotated[
-    Path | None, typer.Option(help="Where runs are looked for; default: the one of run.root.")
-]
-Run = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="Run id or directory; default: the latest.")
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -59,13 +54,31 @@ def doctor(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="[WHAT]...", help="Only these lines, e.g. rdma.")
     ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Only, and more, of Slurm.")] = False,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=2, max=2, help="Run a job on 2 nodes that tries the run directory."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Of the job: a configuration's cluster.slurm.")
+    ] = None,
+    overrides: Overrides = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Report what this machine can run: native module, vLLM, GPUs, RDMA, networks, files, Slurm."""
+    """Report what this machine can run: native module, vLLM, GPUs, RDMA, networks, files, Slurm.
+
+    `doctor slurm --nodes 2` looks at a cluster: is the run directory seen alike by its nodes?
+    """
     from tarragon_hpc.cli.doctor import as_json, examine, show
 
-    findings = examine(what or (), root=str(root) if root else None)
+    where = str(root) if root else None
+    if slurm or nodes or what == ["slurm"]:
+        from tarragon_hpc.cli.doctor_slurm import examine_slurm
+
+        findings = examine_slurm(what or (), config, overrides or (), where, job=bool(nodes))
+    else:
+        findings = examine(what or (), root=where)
     if json:
         print(as_json(findings))
     else:
@@ -101,24 +114,25 @@ def model_tiny(
 
 
 @app.command()
-def serve(config: ConfigFile = None, run_dir: RunDir = None, overrides: Overrides = None) -> None:
-    """Serve a model in the foreground; prints `ready: http://HOST:PORT/v1` when it does.
+def serve(
+    config: ConfigFile = None,
+    run_dir: RunDir = None,
+    site: Site = None,
+    wait: Wait = False,
+    allow_fragile: Fragile = False,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a model, in the foreground; with `cluster.backend: slurm` as a job, which is submitted.
 
-    SIGINT or SIGTERM lets running requests finish and ends the run; a second one does not wait.
+    Prints `ready: http://HOST:PORT/v1` when it serves. SIGINT or SIGTERM lets running requests
+    finish and ends the run; a second one does not wait. A job is ended by `tarragon stop`.
     """
     from tarragon_hpc.cli.serve import serve as command
 
-    raise typer.Exit(command(config, overrides or (), run_dir))
-
-
-@app.command(hidden=True)
-def head(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Its directory.")],
-) -> None:
-    """Be the head of a run that was prepared by `serve` or `generate`; for job scripts."""
-    from tarragon_hpc.cli.head import run_head
-
-    raise typer.Exit(run_head(str(run_dir)))
+    status = command(
+        config, overrides or (), run_dir, site=site, wait=wait, allow_fragile=allow_fragile
+    )
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -131,6 +145,9 @@ def generate(
     ],
     config: ConfigFile = None,
     run_dir: RunDir = None,
+    site: Site = None,
+    wait: Wait = False,
+    allow_fragile: Fragile = False,
     overrides: Overrides = None,
     chaos: Annotated[
         str | None,
@@ -141,32 +158,56 @@ def generate(
 ) -> None:
     """Answer a file of requests and end: OpenAI batch lines, or {"prompt": …} lines.
 
-    Results are written as they come. A second call with the same files does what is left.
+    Results are written as they come. A second call with the same files does what is left. With
+    `cluster.backend: slurm` it is a job, which is submitted.
     """
     from tarragon_hpc.cli.batch import generate as command
 
-    raise typer.Exit(command(config, overrides or (), source, target, run_dir, chaos))
+    status = command(
+        config, overrides or (), source, target, run_dir, chaos,
+        site=site, wait=wait, allow_fragile=allow_fragile,
+    )  # fmt: skip
+    raise typer.Exit(status)
 
 
 @app.command()
-def status(run: Run = None, root: Root = None, json: Json = False) -> None:
-    """Show a run and its workers."""
+def status(
+    run: Run = None,
+    root: Root = None,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until the run is over.")] = False,
+) -> None:
+    """Show a run, its jobs and its workers."""
     from tarragon_hpc.cli.runs import status as command
 
-    command(run, root, as_json=json)
+    command(run, root, as_json=json, watch=watch)
+
+
+@app.command()
+def endpoint(
+    run: Run = None,
+    ssh: Annotated[bool, typer.Option("--ssh", help="Print an ssh line that leads there.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it serves.")] = False,
+    root: Root = None,
+) -> None:
+    """Print the URL at which a run serves."""
+    from tarragon_hpc.cli.runs import endpoint as command
+
+    raise typer.Exit(command(run, root, ssh=ssh, wait=wait))
 
 
 @app.command()
 def logs(
     run: Run = None,
     worker: Annotated[
-        str | None, typer.Argument(metavar="WORKER", help="Such as aw0 or ew1.2; default: all.")
+        str | None,
+        typer.Argument(metavar="WORKER", help="Such as aw0, ew1.2, head or job; default: all."),
     ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of each log.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="And what comes.")] = False,
     root: Root = None,
 ) -> None:
-    """Print the logs of a run's workers."""
+    """Print the logs of a run's workers and heads."""
     from tarragon_hpc.cli.runs import logs as command
 
     command(run, worker, root, lines=lines, follow=follow)
@@ -239,9 +280,15 @@ def stop(
         float | None,
         typer.Option(min=0, help="Seconds for running requests; default: drain_timeout_s."),
     ] = None,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="Slurm: cancel its jobs without asking its head.")
+    ] = False,
     root: Root = None,
 ) -> None:
-    """End a run in good order, from anywhere on its machine."""
-    from tarragon_hpc.cli.runs import stop as command
+    """End a run in good order, from anywhere on its machine or cluster."""
+    from tarragon_hpc.cli.ending import stop as command
 
-    command(run, root, drain)
+    command(run, root, drain, kill=kill)
+
+
+add_to(app)

@@ -1,7 +1,8 @@
-"""`tarragon logs`: the log files of a run's workers, together or one of them, and as they grow."""
+"""`tarragon logs`: the logs of a run's workers and heads, together or one of them, as they grow."""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+HEAD, JOB = "head", "job"
+
 _POLL_S = 0.25
+# Logs that come, whatever the run is like.
+_LATER = re.compile(r"head|job|[a-z]+\d+(\.\d+)?")
 
 
 class Line(NamedTuple):
@@ -22,13 +27,17 @@ class Line(NamedTuple):
     text: str
 
 
-def log_files(run_dir: Path, worker: str | None) -> list[Path]:
-    """The logs of one worker (all its incarnations) or of all. Raises UserError if it has none."""
+def log_files(run_dir: Path, worker: str | None, *, awaited: bool = False) -> list[Path]:
+    """The logs of one worker (all its incarnations), the head or the job, or of all.
+
+    Raises UserError if there is none, unless it is `awaited`.
+    """
     every = sorted((run_dir / LOGS).glob("*.log"))
     if worker is None:
         return every
-    mine = [p for p in every if p.stem == worker or p.stem.rpartition(".")[0] == worker]
-    if not mine:
+    name = HEAD if worker == JOB else worker  # what a job prints is what its heads print
+    mine = [p for p in every if p.stem == name or p.stem.rpartition(".")[0] == name]
+    if not mine and not (awaited and (not every or _LATER.fullmatch(worker))):
         known = sorted({p.stem.rpartition(".")[0] or p.stem for p in every})
         raise UserError(f"WORKER: {worker!r} has no log; there are {', '.join(known) or 'none'}")
     return mine

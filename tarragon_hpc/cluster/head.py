@@ -7,22 +7,23 @@ the port is found before the first worker is started.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import resource
-import signal
-import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.assemble import Fresh, Parts, RunInfo, assemble
+from tarragon_hpc.cluster.ending import Ending, signals
+from tarragon_hpc.cluster.inheritance import final_state
 from tarragon_hpc.cluster.local import log_path, log_tail
+from tarragon_hpc.cluster.rendezvous import open_run
+from tarragon_hpc.cluster.slurm.chain import successor_of
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from tarragon_hpc.config import Config
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RunInfo", "run_service"]
 
 _DESCRIPTORS = 1 << 16
+# For an errand to see that the run is handed over, once all its requests have ended.
+_ERRAND_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -39,56 +42,44 @@ async def run_service(
     *,
     run_dir: Path | None = None,
     run: Path | None = None,
+    head_number: int | None = None,
     on_ready: Callable[[RunInfo], None],
     stop: asyncio.Event,
     work: Callable[[RunInfo], Awaitable[None]] | None = None,
+    more: Callable[[], Mapping[str, Any]] = dict,
+    on_handover: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a service until `stop` is set, SIGINT, SIGTERM or SIGHUP arrives, a client stops it, or
     `work` (begun once everything serves) is done. Returns the exit status, 0.
 
-    run_dir: where to make the run's directory; run: a directory that was made for it before.
+    run_dir: where to make the run's directory; run: a directory that was made for it before, and
+    may have had other heads; head_number: the claim of this one, if there is one. A run that has
+    ended for good is left as it is. more: what else the run's status says. SIGUSR2, and in a job
+    SIGTERM, hand the run over (`ending.py`): `on_handover` is called, and `work` not cancelled, but
+    answered with 503.
     Running requests may finish for `cluster.drain_timeout_s`; a second signal cuts that short.
     Nothing is left behind but the run directory. Raises UserError for the user's mistakes, before
     any worker was started, ClusterError if the workers could not be started, and what `work`
     raises.
     """
-    ending = Ending(stop, config.cluster.drain_timeout_s)
+    if run is not None and (state := final_state(open_run(run))) is not None:
+        log.info("run %s has ended: %s", state.run, state.reason)
+        return 0
+    ending = Ending(stop, config.cluster)
     _allow_descriptors()
     async with AsyncExitStack() as stack:
-        stack.enter_context(_signals(ending))
-        parts = await assemble(config, run or Fresh(run_dir), ending.ask, stack)
+        stack.enter_context(signals(ending))
+        where = run or Fresh(run_dir)
+        parts = await assemble(config, where, ending, stack, more, head_number=head_number)
         log.info("run %s in %s", parts.info.run, parts.info.run_dir)
-        return await _live(parts, ending, on_ready, work)
-
-
-class Ending:
-    """Who wants the run to end, why, and how much time running requests are given.
-
-    stop: the run should end. hurry: without waiting for anybody. ended: no worker is left.
-    """
-
-    def __init__(self, stop: asyncio.Event, drain_s: float) -> None:
-        self.stop = stop
-        self.hurry = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.drain_s = drain_s
-        self.reason = "the head was told to stop"
-
-    def __repr__(self) -> str:
-        state = "ended" if self.ended.is_set() else "ending" if self.stop.is_set() else "not yet"
-        return f"Ending({state}, {self.reason})"
-
-    def signalled(self) -> None:
-        """The first signal stops the run, the next one does not wait for running requests."""
-        (self.hurry if self.stop.is_set() else self.stop).set()
-
-    async def ask(self, drain_s: float) -> None:
-        """Stop on a client's behalf; returns when no worker is left."""
-        if not self.stop.is_set():
-            self.drain_s = drain_s
-            self.reason = "a client asked for it"
-            self.stop.set()
-        await self.ended.wait()
+        successor = successor_of(config, parts.info.run_dir, parts.timeline)
+        successor.begin()
+        try:
+            return await _live(parts, ending, on_ready, work, on_handover)
+        finally:
+            state = parts.orchestrator.state
+            over = state.phase is RunPhase.ENDED and not state.handover
+            await successor.close(over=over)
 
 
 async def _live(
@@ -96,11 +87,15 @@ async def _live(
     ending: Ending,
     on_ready: Callable[[RunInfo], None],
     work: Callable[[RunInfo], Awaitable[None]] | None,
+    on_handover: Callable[[], None],
 ) -> int:
     """Start everything, serve, drain, stop. Raises ClusterError if the start failed."""
     serving = parts.reporter.serving
     run = asyncio.create_task(parts.orchestrator.run(), name="orchestrator")
     errand: asyncio.Future[None] | None = None
+    if parts.orchestrator.state.phase is RunPhase.DRAINING:
+        # The head before this one was about to stop; the requests that it waited for were its own.
+        parts.orchestrator.stop(parts.orchestrator.state.reason)
     try:
         await _first(run, serving.wait(), ending.stop.wait())
         if serving.is_set() and not run.done():
@@ -110,8 +105,13 @@ async def _live(
         if not run.done():
             if errand is not None and errand.done():
                 ending.reason = "its work is done"
-            await _cancel(errand)
+            if ending.handover:
+                on_handover()
+            else:
+                await _cancel(errand)
             await _wind_down(parts, ending, run)
+            if ending.handover and errand is not None:  # its requests have been cut by now
+                await asyncio.wait([errand], timeout=_ERRAND_S)
         state = await run
     finally:
         ending.ended.set()
@@ -124,6 +124,10 @@ async def _live(
 
 
 async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> None:
+    if ending.handover:
+        log.warning("handing over: %s", ending.reason)
+        parts.timeline.record("handover began", reason=ending.reason, drain_s=ending.drain_s)
+        parts.sessions.hand_over(ending.reason)
     if parts.orchestrator.state.phase is RunPhase.RUNNING:
         parts.orchestrator.drain(ending.reason, ending.drain_s)
         drain = asyncio.create_task(parts.sessions.drain(ending.drain_s), name="drain")
@@ -131,7 +135,7 @@ async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> 
         if not drain.done():
             await _cancel(drain)
             await parts.sessions.drain(0)
-    parts.orchestrator.stop(ending.reason)
+    parts.orchestrator.stop(ending.reason, handover=ending.handover)
 
 
 def _explain(state: State, run_dir: Path) -> str:
@@ -143,27 +147,6 @@ def _explain(state: State, run_dir: Path) -> str:
     path = log_path(run_dir, Incarnation(first.worker, first.incarnation))
     tail = "".join(f"\n  | {line}" for line in log_tail(path).splitlines())
     return f"{state.reason}; the end of {path}:{tail or ' (empty)'}"
-
-
-@contextlib.contextmanager
-def _signals(ending: Ending) -> Iterator[None]:
-    """Have the usual signals end the run; not outside the main thread, where none arrive."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    wanted = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    for number in wanted:
-        loop.add_signal_handler(number, ending.signalled)
-    try:
-        yield
-    finally:
-        for number in wanted:
-            loop.remove_signal_handler(number)
 
 
 def _allow_descriptors() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import tenacity
 
 from tarragon_hpc.cluster import node
+from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.directory import said
 from tarragon_hpc.cluster.records import WorkerRecord, encode
 from tarragon_hpc.cluster.rendezvous import (
@@ -33,6 +34,7 @@ from tarragon_hpc.errors import Claimed, ClusterError, RecordError
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.wire.auth import read_secret
+from tarragon_hpc.wire.seeking import HeadPlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,6 +119,16 @@ def find_head(run: Directory) -> Found:
         return retrying(search.look)
     except ClusterError as error:
         raise ClusterError(f"no head within {search.limit_s:g} s: {error}") from None
+
+
+def seek_head(run: Directory, secret: bytes) -> HeadPlace:
+    """Where the newest head listens, for a worker that has lost its own. One look.
+
+    Raises ClusterError or ConfigError if that cannot be seen.
+    """
+    head = newest_head(run, list_run(run), lambda: secret)
+    tls = run_tls(run.path)
+    return HeadPlace(head.incarnation, head.control_host, head.control_port, tls)
 
 
 def claim(run: Directory, who: Incarnation) -> None:

@@ -16,6 +16,11 @@ def interfaces() -> dict[str, str]:
     return {i.name: i.addresses[0] for i in read_interfaces() if i.addresses}
 
 
+def node_name(environ: Mapping[str, str] = os.environ) -> str:
+    """What Slurm calls the node that this process is on; empty without Slurm."""
+    return environ.get("SLURMD_NODENAME", "") if "SLURM_STEP_ID" in environ else ""
+
+
 def step_id(environ: Mapping[str, str] = os.environ) -> str:
     """The Slurm step that this process belongs to, `job.step`; empty without Slurm."""
     job, step = environ.get("SLURM_JOB_ID"), environ.get("SLURM_STEP_ID")

@@ -63,7 +63,6 @@ class Reporter:
         self._timeline = timeline
         self._metrics = metrics
         self._heard = heard
-        self._started: dict[Incarnation, float] = {}
         self._stories = Stories()
         timeline.listen(self._follow)
 
@@ -99,11 +98,11 @@ class Reporter:
         if after.phase is RunPhase.RUNNING and before.phase is RunPhase.STARTING:
             took = round(after.since - before.since, 3)
             self._timeline.record("run serving", took_s=took)
-            self.serving.set()
         self._measure(before, after, event)
 
     def _tell_of_admission(self, change: ch.Availability) -> None:
         if change.serving:
+            self.serving.set()
             self._timeline.record("admission opened")
             log.info("admission opened")
         else:
@@ -129,10 +128,15 @@ class Reporter:
             case ev.DrainBegan():
                 record("drain began", reason=event.reason, drain_s=event.drain_s)
             case ev.StopBegan():
-                record("stop began", reason=event.reason, failed=event.failed)
+                record(
+                    "stop began",
+                    reason=event.reason,
+                    failed=event.failed,
+                    handover=event.handover,
+                )
             case ev.RunEnded():
                 record("run ended", reason=after.reason)
-            case ev.RunCreated():
+            case ev.RunCreated() | ev.HeadChanged():
                 pass
             case _:
                 self._tell_of_worker(before, after, event)
@@ -146,8 +150,15 @@ class Reporter:
         match event:
             case ev.WorkerStarted():
                 record("worker started", pid=event.pid)
+            case ev.WorkerQueued() if event.reason:
+                expected = event.expected_start or None
+                record("worker queued", job=event.job, reason=event.reason, expected_start=expected)
+            case ev.WorkerQueued():
+                record("worker's job runs", job=event.job)
             case ev.WorkerRegistered():
                 record("worker registered", pid=event.pid, host=event.host)
+            case ev.WorkerReturned():
+                record("worker returned", pid=event.pid, host=event.host)
             case ev.WorkerWelcomed():
                 record("worker welcomed")
             case ev.WorkerReady():
@@ -199,6 +210,9 @@ class Reporter:
                 record("worker told to stop", reason=event.reason)
             case ev.WorkerLeaving():
                 record("worker leaving", reason=event.reason)
+            case ev.WorkerNoticed():
+                log.warning("%s was given notice: %s", who, event.reason)
+                record("worker given notice", reason=event.reason)
             case ev.WorkerFenced():
                 record("worker fenced")
             case ev.WorkerLost() | ev.WorkerExited():
@@ -229,11 +243,9 @@ class Reporter:
             was = before.workers.get(name)
             if was is not None and worker.phase is was.phase:
                 continue
-            if worker.phase is Phase.STARTING:
-                self._started[Incarnation(name, worker.incarnation)] = event.at
             if worker.phase is Phase.SERVING:
-                started = self._started.pop(Incarnation(name, worker.incarnation), event.at)
-                self._metrics.start_seconds.labels(worker.role).observe(event.at - started)
+                took = event.at - worker.started
+                self._metrics.start_seconds.labels(worker.role).observe(took)
             if worker.phase is Phase.DEAD:
                 self._metrics.lost.labels(worker.role).inc()
         count = Counter((w.role, worker_word(w)) for w in after.workers.values())

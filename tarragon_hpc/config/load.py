@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tarragon_hpc.config import sites
 from tarragon_hpc.config.schema import Config
 from tarragon_hpc.errors import ConfigError
 
@@ -34,9 +36,12 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(key, f"{value!r} is not a YAML value") from None
 
 
-def load_config(source: str | Path | dict[str, Any], overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    source: str | Path | dict[str, Any], overrides: Iterable[str] = (), *, site: str | None = None
+) -> Config:
     """A checked configuration from a YAML file (or a dict), with `a.b=c` overrides applied.
 
+    Below all that is what the site's file says, of `site` or else `cluster.slurm.site`.
     Relative `model.path` in a file is taken as is (relative to the working directory), as on the
     command line. Raises ConfigError with one line that names the key and what is allowed.
     """
@@ -49,10 +54,10 @@ def load_config(source: str | Path | dict[str, Any], overrides: Iterable[str] = 
             if not isinstance(node, dict):
                 raise ConfigError(".".join(path[: i + 1]), "is a value, not a section")
         node[path[-1]] = value
-    try:
-        return Config.model_validate(data, strict=False)
-    except ValidationError as error:
-        raise _explain(error) from None
+    name = _take_site(data)
+    if (name := site or name) is not None:
+        data = sites.under(_read_site(name), data)
+    return _check(data)
 
 
 def dump_config(config: Config) -> str:
@@ -60,7 +65,39 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _check(data: dict[str, Any], of: str = "") -> Config:
+    try:
+        return Config.model_validate(data, strict=False)
+    except ValidationError as error:
+        raise _explain(error, of) from None
+
+
+def _take_site(data: dict[str, Any]) -> str | None:
+    """Remove `cluster.slurm.site`; returns what it was, if it was a text."""
+    node: Any = data
+    for part in ("cluster", "slurm"):
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or not isinstance(node.get("site"), str):
+        return None  # what is no text is refused with the rest
+    name: str = node.pop("site")
+    return name
+
+
+def _read_site(name: str) -> dict[str, Any]:
+    """What a site's file says, checked on its own, so that its mistakes are told as its own."""
+    path = sites.find_site(name)
+    data = sites.expand(_read(path, "must hold sections of a configuration"), path.name)
+    if _take_site(copy.deepcopy(data)) is not None:
+        raise ConfigError(f"{path.name}: {sites.KEY}", "is not for the file of a site itself")
+    model = data.get("model")
+    some = {"path": "-", **model} if isinstance(model, dict) else {"path": "-"}
+    _check({**data, "model": some} if model is None or isinstance(model, dict) else data, path.name)
+    return data
+
+
+def _read(
+    path: Path, needs: str = "must hold sections, at least `model: {path: DIR}`"
+) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -72,18 +109,18 @@ def _read(path: Path) -> dict[str, Any]:
         where = f" (line {mark.line + 1})" if mark else ""
         raise ConfigError(str(path), f"is not valid YAML{where}") from None
     if not isinstance(data, dict):
-        raise ConfigError(str(path), "must hold sections, at least `model: {path: DIR}`")
+        raise ConfigError(str(path), needs)
     return data
 
 
-def _explain(error: ValidationError) -> ConfigError:
+def _explain(error: ValidationError, of: str = "") -> ConfigError:
     """The first problem as one line; unknown keys first, since they cause the others."""
     details = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")
     first = details[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     problem = _problem(first)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return ConfigError(key, problem + more)
+    return ConfigError(f"{of}: {key}" if of else key, problem + more)
 
 
 def _problem(detail: ErrorDetails) -> str:
@@ -105,7 +142,9 @@ def _keys_at(path: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        kinds = [annotation, *typing.get_args(annotation)]  # also of a section that may be None
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)

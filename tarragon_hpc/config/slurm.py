@@ -71,6 +71,11 @@ class NodesConfig(Section):
 class SlurmConfig(Section):
     """What a run asks of Slurm."""
 
+    site: str | None = Field(
+        None,
+        min_length=1,
+        description="a file of what the site needs, or its name; read first, and gone afterwards",
+    )
     topology: Literal["single", "hetjob", "pool"] = Field(
         "single",
         description="one job; a job of components (head and stores, AWs, EWs); or a job per worker",
@@ -111,6 +116,13 @@ class SlurmConfig(Section):
     directives_skip: list[Word] = Field([], description="#SBATCH flags to leave out, e.g. [mem]")
     modules: list[Word] = Field([], description="module load these")
     prologue: str = Field("", description="shell lines before the head and before every worker")
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _is_quoted(cls, value: object) -> object:
+        if isinstance(value, int):  # YAML reads 24:00:00 as 86400
+            raise ValueError("must be in quotes, such as '24:00:00'")
+        return value
 
     @field_validator("time")
     @classmethod

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tarragon_hpc.errors import Overloaded, RequestError, TarragonError, Unavailable
+from tarragon_hpc.errors import HandingOver, Overloaded, RequestError, TarragonError, Unavailable
 
 RETRY_AFTER_S = 1
+# A successor job that waits for this one to end takes its time.
+HANDOVER_RETRY_S = 15
+HANDOVER = "handover"
 # nginx's status for a client that went away; nobody receives it, the log and the metrics show it.
 CLIENT_GONE = 499
 
@@ -57,6 +60,10 @@ def explain(error: Exception) -> HttpError:
         case Overloaded():
             return http_error(
                 429, str(error), code="queue_full", headers={"retry-after": str(RETRY_AFTER_S)}
+            )
+        case HandingOver():
+            return http_error(
+                503, str(error), code=HANDOVER, headers={"retry-after": str(HANDOVER_RETRY_S)}
             )
         case Unavailable():
             return http_error(

@@ -9,9 +9,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import ClientDisconnect
-
-from tarragon_hpc.errors import RequestError
+from tarragon_hpc.errors import HandingOver, RequestError
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.ongoing import Ongoing
 from tarragon_hpc.gateway.stream import EventStream, last_words
@@ -63,6 +61,7 @@ class Replay(Ongoing):
         self._restored = asleep
         self._events: list[bytes] = []
         self._error: Exception | None = None
+        self._farewell = b""
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running"
@@ -87,9 +86,6 @@ class Replay(Ongoing):
         Ends with the stream. Raises what ended it before its first event.
         """
         while True:
-            if self.cut:
-                # Without the end that HTTP gives a whole answer: the client is to come back.
-                raise ClientDisconnect
             if number < len(self._events):
                 start, number = number, len(self._events)
                 yield b"".join(self._events[start:number])
@@ -98,6 +94,8 @@ class Replay(Ongoing):
             elif self._error is not None:
                 raise self._error
             else:
+                if self._farewell:
+                    yield self._farewell
                 return
 
     async def _make(self) -> None:
@@ -108,7 +106,9 @@ class Replay(Ongoing):
                         self._append(event)
         except Exception as error:  # noqa: BLE001 - readers are told, whatever it was
             words = last_words(self.name, error)
-            if self._events:
+            if self._events and isinstance(error, HandingOver):
+                self._farewell = words  # not numbered: the next head's event has that number
+            elif self._events:
                 self._append(words)
             else:
                 self._error = error

@@ -11,7 +11,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.errors import Overloaded, RequestError, Unavailable
+from tarragon_hpc.errors import HandingOver, Overloaded, RequestError, Unavailable
 from tarragon_hpc.gateway.fleet import Fleet
 from tarragon_hpc.gateway.handle import Handle
 from tarragon_hpc.gateway.intake import Intake
@@ -68,6 +68,7 @@ class Sessions:
         self._serving = False
         self._reason = "starting"
         self._draining = False
+        self._handover: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._prefix = secrets.token_hex(4)
@@ -81,9 +82,20 @@ class Sessions:
 
     def unavailable(self) -> str | None:
         """Why nothing can be opened now, or None."""
+        if self._handover is not None:
+            return f"{self._handover}; the service goes on after that: come back later"
         if self._draining:
             return "the service is stopping"
         return self._fleet.why_none() if self._serving else self._reason
+
+    @property
+    def handing_over(self) -> bool:
+        """Another head is to go on: what is cut from now on has not come to its end."""
+        return self._handover is not None
+
+    def hand_over(self, reason: str) -> None:
+        """Admit nothing more, since this head ends and another goes on."""
+        self._handover = reason
 
     def check_count(self, count: int) -> None:
         """Raises RequestError if so many sequences could never be open at once."""
@@ -109,7 +121,7 @@ class Sessions:
         validated.
         """
         if (why := self.unavailable()) is not None:
-            raise Unavailable(why)
+            raise HandingOver(why) if self.handing_over else Unavailable(why)
         self.check_count(len(work))
         if len(self._open) + len(work) > self.max_requests:
             raise Overloaded(
@@ -166,13 +178,22 @@ class Sessions:
         except TimeoutError:
             rest = [*self._fleet.everything(), *self._moves.waiting(), *self._held]
             self._held.clear()
+            if self.handing_over and self._tally.notebook is not None:
+                self._tally.notebook.close()
             self._moves.abort(rest)
             for state in rest:
-                self._tally.fail(
-                    state, Unavailable("the service stopped before the request was done")
-                )
+                self._tally.fail(state, self._cut())
             return len(rest)
         return 0
+
+    def _cut(self) -> Unavailable:
+        """What is said to requests that could not be finished."""
+        if self._handover is None:
+            return Unavailable("the service stopped before the request was done")
+        return HandingOver(
+            f"{self._handover}; the service goes on after that: ask again, or come back to a"
+            " resumable stream"
+        )
 
     # The head, about AWs. What is said of unknown incarnations is ignored.
 

@@ -7,8 +7,8 @@ to its successor, it goes on from the tokens that are there, or gets the answer 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 _canonical = msgspec.json.Encoder(order="deterministic").encode
 _TRIES = {429: 100, 503: 10, None: 6}  # of one request, by the last answer; None: no connection
+
+
+_HANDOVER = "handover"  # the code of a 503 that says: another head goes on, this one ends
+
+
+class _HandedOver(Exception):
+    """The head ends: another one will answer what has no answer yet."""
 
 
 class _Busy(Exception):
@@ -46,9 +53,10 @@ class BatchClient:
     """Talks to one service. `endpoint` ends in /v1; where heads may change it is asked for (raises
     ClusterError while there is none), and again whenever there is no connection.
 
-    concurrency: requests in flight at most. patience_s: how long a service that is not there, or
-    not ready, is waited for beyond the usual tries. tls: whom to trust; None: as SSL_CERT_FILE
-    says. sleep: waits between tries, for tests.
+    concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
+    names: the id that a request is sent with (X-Request-Id); None: the gateway makes one up.
+    patient: a service that cannot take requests is waited for, whatever that takes.
+    sleep: waits between tries, for tests.
     """
 
     def __init__(
@@ -56,17 +64,19 @@ class BatchClient:
         endpoint: str | Callable[[], str],
         *,
         concurrency: int,
-        patience_s: float = 0.0,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
+        names: Callable[[Request], str] | None = None,
+        patient: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._endpoint = endpoint
         self._base = endpoint.removesuffix("/v1") if isinstance(endpoint, str) else ""
         self._concurrency = concurrency
-        self._patience_s = patience_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._names = names
+        self._patient = patient
         self._verify = tls if tls is not None else True
         self._transport = transport
         self._sleep = sleep
@@ -74,7 +84,8 @@ class BatchClient:
     async def run(self, requests: Iterable[Request], deliver: Callable[[Outcome], None]) -> None:
         """Answer all requests; `deliver` gets each outcome once, in the order they finish.
 
-        Raises ClusterError if the service stopped answering; what was delivered stays delivered.
+        Ends early, with fewer outcomes, if the head hands its run over. Raises ClusterError if the
+        service stopped answering; what was delivered stays delivered.
         """
         todo = iter(requests)
         limits = httpx.Limits(max_connections=self._concurrency)
@@ -94,14 +105,15 @@ class BatchClient:
     async def _work(
         self, http: httpx.AsyncClient, todo: Iterator[Request], deliver: Callable[[Outcome], None]
     ) -> None:
-        for request in todo:
-            deliver(await self._answer(http, request))
+        with contextlib.suppress(_HandedOver):
+            for request in todo:
+                deliver(await self._answer(http, request))
 
     async def _answer(self, http: httpx.AsyncClient, request: Request) -> Outcome:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Busy),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
-            stop=_Limit(self._patience_s),
+            stop=tenacity.stop_never if self._patient else _give_up,
             sleep=self._sleep,
             reraise=True,
         )
@@ -112,6 +124,8 @@ class BatchClient:
 
     async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
         headers = {"Idempotency-Key": idempotency_key(request)}
+        if self._names is not None:
+            headers["X-Request-Id"] = self._names(request)
         base = await self._where()
         try:
             reply = await http.post(base + request.url, json=request.body, headers=headers)
@@ -120,6 +134,8 @@ class BatchClient:
                 self._base = ""
             raise _Busy(None, f"{type(error).__name__} {error}".strip()) from None
         content = _content(reply)
+        if reply.status_code == 503 and _error(content).get("code") == _HANDOVER:
+            raise _HandedOver
         if reply.status_code in (429, 503):
             raise _Busy(reply.status_code, f"HTTP {reply.status_code} {_message(content)}")
         return Outcome(
@@ -139,28 +155,11 @@ class BatchClient:
         return self._base
 
 
-class _Limit(tenacity.stop.stop_base):
-    """Which try of one request is the last: a full queue empties in time, a lost service does not.
-
-    patience_s: counted from the first of the tries that found no service in a row.
-    """
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._since: float | None = None
-
-    def __call__(self, state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome is not None else None
-        status = error.status if isinstance(error, _Busy) else None
-        now = time.monotonic()
-        if status == 429:
-            self._since = None
-        elif self._since is None:
-            self._since = now
-        waited = 0.0 if self._since is None else now - self._since
-        return state.attempt_number >= _TRIES[status] and (
-            status == 429 or waited >= self._patience_s
-        )
+def _give_up(state: tenacity.RetryCallState) -> bool:
+    """Whether this try was the last: a full queue empties in time, a lost service does not."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    status = error.status if isinstance(error, _Busy) else None
+    return state.attempt_number >= _TRIES[status]
 
 
 def _content(reply: httpx.Response) -> Any:
@@ -171,5 +170,9 @@ def _content(reply: httpx.Response) -> Any:
 
 
 def _message(content: Any) -> str:
+    return str(_error(content).get("message", ""))
+
+
+def _error(content: Any) -> dict[str, Any]:
     error = content.get("error") if isinstance(content, dict) else None
-    return str(error.get("message", "")) if isinstance(error, dict) else ""
+    return error if isinstance(error, dict) else {}

@@ -23,7 +23,7 @@ import msgspec
 from tarragon_hpc.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Set
+    from collections.abc import Iterable, Iterator, Set
 
 _START = b'{"id":"batch_req_'
 
@@ -62,6 +62,17 @@ class Outcome:
         return self.status is not None and self.status < 500
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A line of a results file, as it is; its number is from 0. outcome: None if it was not written
+    to its end.
+    """
+
+    number: int
+    line: bytes
+    outcome: Outcome | None
+
+
 @dataclass(slots=True)
 class Review:
     """What a results file holds. `drop`: lines (from 0) that must go; `torn`: the last one too."""
@@ -81,34 +92,46 @@ def encode(outcome: Outcome) -> bytes:
     return msgspec.json.encode(result) + b"\n"
 
 
-def review(lines: Iterable[bytes], name: str, known: Set[str]) -> Review:
-    """Sort the lines of an earlier run's results. Raises UserError if they are something else.
+def read_results(lines: Iterable[bytes], name: str, known: Set[str]) -> Iterator[Found]:
+    """The results in the lines of a file. Raises UserError if they are something else.
 
     known: the custom_ids of the input; a result of any other means that the files do not match.
     """
-    found = Review()
     for number, line in enumerate(lines):
+        strange = f"{name}: line {number + 1}: is not a result; name another file"
         if not line.endswith(b"\n"):  # only the last line can be so: the writer was cut short
             if not (line.startswith(_START) or _START.startswith(line)):
-                raise UserError(f"{name}: line {number + 1}: is not a result; name another file")
-            found.drop.add(number)
-            break
+                raise UserError(strange)
+            yield Found(number, line, None)
+            return
         try:
             result = msgspec.json.decode(line, type=_Result)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise UserError(
-                f"{name}: line {number + 1}: is not a result; name another file"
-            ) from None
+            raise UserError(strange) from None
         if result.custom_id not in known:
             raise UserError(
                 f"{name}: line {number + 1}: custom_id {result.custom_id!r} is not in the input;"
                 " these are results of other requests, name another file"
             )
-        final = result.response is not None and result.response.status_code < 500
-        if final and result.custom_id not in found.done:
-            found.done.add(result.custom_id)
+        yield Found(number, line, _outcome(result))
+
+
+def _outcome(result: _Result) -> Outcome:
+    answer, error = result.response, result.error
+    if answer is None:
+        return Outcome(result.custom_id, None, problem=error.message if error else "")
+    return Outcome(result.custom_id, answer.status_code, answer.body, answer.request_id)
+
+
+def review(lines: Iterable[bytes], name: str, known: Set[str]) -> Review:
+    """Sort the lines of an earlier run's results; raises what `read_results` does."""
+    found = Review()
+    for line in read_results(lines, name, known):
+        outcome = line.outcome
+        if outcome is not None and outcome.final and outcome.custom_id not in found.done:
+            found.done.add(outcome.custom_id)
         else:
-            found.drop.add(number)
+            found.drop.add(line.number)
     return found
 
 
@@ -149,7 +172,7 @@ class ResultFile:
 
     def _open(self) -> Any:
         file = self._fs.open(self._name, "ab")
-        if "file" in _protocols(self._fs):
+        if "file" in protocols(self._fs):
             try:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 current = os.path.samestat(os.fstat(file.fileno()), os.stat(self._name))
@@ -184,5 +207,6 @@ class ResultFile:
         locked.close()
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
+def protocols(fs: Any) -> tuple[str, ...]:
+    """What the protocol of a file system is called."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

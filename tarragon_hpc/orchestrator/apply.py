@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.apply_worker import after, forward
+from tarragon_hpc.orchestrator.hopeless import down
 from tarragon_hpc.orchestrator.placement import Placement
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.takeover import change_head, returned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,7 +22,7 @@ def begin(event: ev.RunCreated) -> State:
     """The state of a run that was just decided on."""
     workers = {w: Worker(w, parse_worker_id(w)[0], since=event.at) for w in event.workers}
     placement = _placement(event.experts, event.primaries, event.shadows)
-    return State(event.run, workers, placement, since=event.at, rules=event.rules)
+    return State(event.run, workers, placement, since=event.at, rules=event.rules, head=event.head)
 
 
 def replay(events: Iterable[ev.Event]) -> State:
@@ -34,9 +36,23 @@ def replay(events: Iterable[ev.Event]) -> State:
 
 def apply(state: State, event: ev.Event) -> State:
     """The state after `event`."""
+    folded = _fold(state, event)
+    if folded.workers is state.workers and folded.phase is state.phase:
+        return folded
+    if not down(folded):
+        return folded if folded.down_since is None else replace(folded, down_since=None)
+    return folded if folded.down_since is not None else replace(folded, down_since=event.at)
+
+
+def _fold(state: State, event: ev.Event) -> State:
     match event:
         case ev.RunCreated():
             return _stale(state)
+        case ev.HeadChanged():
+            return change_head(state, event) or _stale(state)
+        case ev.WorkerReturned():
+            back = returned(state, event)
+            return _stale(state) if back is None else _settle(back, event.at)
         case ev.TablePublished():
             return _publish(state, event)
         case ev.WorkerAdded():
@@ -53,7 +69,8 @@ def apply(state: State, event: ev.Event) -> State:
         case ev.StopBegan():
             if state.phase in (RunPhase.STOPPING, RunPhase.ENDED):
                 return state
-            return _enter(state, RunPhase.STOPPING, event.at, event.reason, failed=event.failed)
+            how = {"failed": event.failed, "handover": event.handover}
+            return _enter(state, RunPhase.STOPPING, event.at, event.reason, **how)
         case ev.RunEnded():
             return _enter(state, RunPhase.ENDED, event.at, state.reason)
         case ev.WorkerSuspected() | ev.WorkerCleared() | ev.FailureMasked():
@@ -98,7 +115,8 @@ def _publish(state: State, event: ev.TablePublished) -> State:
         else worker
         for name, worker in state.workers.items()
     }
-    return _settle(replace(state, epoch=event.epoch, table=table, workers=workers), event.at)
+    known: dict[str, Any] = {"epoch": event.epoch, "table": table, "reviving": False}
+    return _settle(replace(state, workers=workers, **known), event.at)
 
 
 def _add(state: State, event: ev.WorkerAdded) -> State:
@@ -129,9 +147,9 @@ def _newest(state: State, worker: str) -> int:
 
 def _settle(state: State, at: float) -> State:
     """A run has started once every worker serves."""
-    serving = all(w.phase is Phase.SERVING for w in state.workers.values())
+    serving = all(w.serves for w in state.workers.values())
     if state.phase is RunPhase.STARTING and serving:
-        return _enter(state, RunPhase.RUNNING, at, "all workers serve")
+        return _enter(state, RunPhase.RUNNING, at, "all workers serve", ran=True)
     return state
 
 

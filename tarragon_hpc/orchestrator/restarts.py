@@ -30,7 +30,7 @@ def replace(worker: Worker, state: State, now: float, policy: Policy) -> Start |
         return None
     return Start(
         worker.worker,
-        worker.incarnation + 1,
+        worker.next,
         f"in place of {worker.worker}.{worker.incarnation}: {how}",
     )
 
@@ -43,19 +43,20 @@ def pause_s(worker: Worker, policy: Policy) -> float:
 
 
 def _too_often(worker: Worker, state: State, now: float, policy: Policy) -> str:
-    def recent(times: tuple[float, ...]) -> list[float]:
-        return [at for at in times if now - at <= policy.restart_window_s]
-
-    own = recent(worker.restarts)
+    since = now - policy.restart_window_s
+    own = [at for at in worker.restarts if at >= since]
     if len(own) >= policy.max_restarts:
         took = now - own[0] if own else 0.0
         return f"given up after {len(own)} restarts in {took:.0f} s"
-    if worker.host is None:
+    if worker.place is None or policy.leaves_nodes:
         return ""
     node = [
-        at for w in state.workers.values() if w.host == worker.host for at in recent(w.restarts)
+        at
+        for w in state.workers.values()
+        for at, place in zip(w.restarts, w.restart_nodes, strict=True)
+        if place == worker.place and at >= since
     ]
     if len(node) >= policy.max_restarts * policy.node_factor:
         took = now - min(node)
-        return f"given up after {len(node)} restarts on node {worker.host} in {took:.0f} s"
+        return f"given up after {len(node)} restarts on node {worker.place} in {took:.0f} s"
     return ""

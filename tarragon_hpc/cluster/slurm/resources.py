@@ -50,7 +50,9 @@ def components(config: Config) -> list[Component]:
         return [_component("nodes", 0, set(Role), aws + ews, slurm.spares, slurm.nodes)]
     spares = slurm.spares if slurm.topology == "hetjob" else 0
     found = [
-        _component("head_nodes", 0, {Role.CS}, 0, 0, slurm.head_nodes or slurm.nodes),
+        _component(
+            "head_nodes", 0, {Role.CS}, 0, 0, slurm.head_nodes or _without_gpus(slurm.nodes)
+        ),
         _component("aw_nodes", 1, {Role.AW}, aws, spares, slurm.aw_nodes or slurm.nodes),
         _component("ew_nodes", 2, {Role.EW}, ews, spares, slurm.ew_nodes or slurm.nodes),
     ]
@@ -62,6 +64,12 @@ def components(config: Config) -> list[Component]:
             " ask for 2 or more, use topology single, or give --allow-fragile",
         )
     return found
+
+
+def _without_gpus(nodes: NodesConfig) -> NodesConfig:
+    """Nodes for the head and stores only, unless they are described: they compute nothing."""
+    changes = {"nodes": None, "gpus_per_node": 0, "gpu_type": None, "slots_per_node": None}
+    return nodes.model_copy(update=changes)
 
 
 def _component(

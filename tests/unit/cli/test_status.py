@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from tarragon_hpc.cli.status import links_in_words, ranges, render
+from tarragon_hpc.cli.status import duration, links_in_words, ranges, render, summary, with_log
 
 STATUS = {
     "run": "tiny-1",
@@ -90,3 +91,102 @@ def test_what_is_protected_is_told_before_what_may_be_lost():
     console.print(render(status))
     told = console.file.getvalue().splitlines()
     assert [line.rstrip() for line in told if line.rstrip()][-3:] == [*lines, "coverage"]
+
+
+def shown(status, width=140):
+    console = Console(width=width, file=io.StringIO())
+    console.print(render(status), crop=False)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def job(job_id, state, **more):
+    found = {
+        "job": str(job_id), "kind": "head", "number": 1, "worker": "", "submitted": 1.0,
+        "state": state, "over": False, "reason": "", "expected_start": "", "left_s": None,
+        "nodes": [],
+    }  # fmt: skip
+    return found | more
+
+
+def test_how_many_of_each_role_are_in_each_state():
+    assert summary(STATUS) == "AW 1 serving; EW 1 dead"
+    more = STATUS["workers"] + [STATUS["workers"][0] | {"id": f"aw{i}"} for i in (1, 2)]
+    more += [STATUS["workers"][0] | {"id": "aw3", "state": "starting"}]
+    assert summary({"workers": more}) == "AW 3 serving, 1 starting; EW 1 dead"
+    assert summary({"workers": []}) == ""
+    assert "AW 1 serving; EW 1 dead" in shown(STATUS)
+
+
+def test_a_run_whose_job_waits():
+    status = {
+        "run": "r1", "state": "pending", "reason": "job 7 waits: Priority", "endpoint": None,
+        "epoch": 0, "workers": [], "failures": [],
+        "jobs": [job(7, "PENDING", reason="Priority", expected_start="2026-11-27T10:00:00")],
+    }  # fmt: skip
+    assert shown(status) == [
+        "r1  pending  epoch 0  no endpoint",
+        "job 7 waits: Priority",
+        "job  for     state    left  nodes",
+        "7    head 1  pending               Priority (other jobs come first), expected to start"
+        " 2026-11-27T10:00:00",
+    ]
+
+
+def test_jobs_that_are_over_are_shown_only_if_nothing_else_is():
+    over = job(7, "TIMEOUT", over=True, reason="TimeLimit")
+    runs = job(8, "RUNNING", number=2, left_s=3900.0, nodes=["n0", "n1"])
+    extra = job(9, "PENDING", worker="ew1.3", reason="Resources")
+    text = shown(STATUS | {"jobs": [over, runs, extra]})
+    assert "8    head 2  running  1:05:00  n0,n1" in text
+    assert any(line.startswith("9    ew1.3   pending") for line in text)
+    assert not any(line.startswith("7 ") for line in text)
+    assert any("timeout" in line for line in shown(STATUS | {"jobs": [over]}))
+
+
+def test_the_ssh_line_is_one_line():
+    line = "ssh -N -L 40123:127.0.0.1:40123 -J ann@login1.example.org ann@compute-node-17"
+    assert f"from elsewhere: {line}" in shown(STATUS | {"tunnel": line}, width=60)
+
+
+def test_the_steps_of_workers():
+    assert not any("step" in line for line in shown(STATUS))
+    workers = [STATUS["workers"][0] | {"step": "8.3"}, STATUS["workers"][1]]
+    (line,) = [line for line in shown(STATUS | {"workers": workers}) if line.startswith("aw0")]
+    assert "8.3" in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.0, "0:00"),
+        (65.9, "1:05"),
+        (3600.0, "1:00:00"),
+        (2 * 86400 + 3720.0, "2-01:02"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_end_of_the_log_tells_why_there_is_no_head(tmp_path):
+    log = tmp_path / "head.log"
+    log.write_text("starting\nerror: [model.path] is bad\n")
+    status = STATUS | {"state": "failed", "job_log": str(log)}
+    assert with_log(status | {"state": "running"}).get("log_tail") is None
+    assert with_log(STATUS | {"state": "failed"}).get("log_tail") is None
+    text = shown(with_log(status))
+    assert text[-3:] == [f"the end of {log}:", "  | starting", "  | error: [model.path] is bad"]
+
+
+def test_a_worker_that_waits_for_its_job():
+    waits = {
+        "id": "ew1", "role": "ew", "state": "queued", "incarnation": 3, "pid": None, "host": None,
+        "experts": [], "job": "14", "pending_reason": "Priority",
+        "expected_start": "2026-11-27T10:00:00",
+    }  # fmt: skip
+    (line,) = [s for s in shown(STATUS | {"workers": [waits]}) if s.startswith("ew1")]
+    assert re.sub(r"\s{2,}", "  ", line) == (
+        "ew1  queued  3  14  Priority (other jobs come first), expected to start"
+        " 2026-11-27T10:00:00"
+    )

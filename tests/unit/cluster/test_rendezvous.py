@@ -170,8 +170,9 @@ def test_only_directories_hold_runs(tmp_path: Path, text: str):
 def test_runs_are_found_by_id_by_directory_and_by_age(tmp_path: Path):
     old = create_run(config(tmp_path), now=0.0)
     new = create_run(config(tmp_path), now=9.0)
-    os.utime(old / "config.yaml", (100, 100))
-    os.utime(new / "config.yaml", (200, 200))
+    # Somebody may have touched the file: names have the time.
+    os.utime(old / "config.yaml", (200, 200))
+    os.utime(new / "config.yaml", (100, 100))
     elsewhere = create_run(config(tmp_path), tmp_path / "x" / "elsewhere")
     assert find_run(tmp_path) == new
     assert find_run(tmp_path, old.name) == old
@@ -180,6 +181,15 @@ def test_runs_are_found_by_id_by_directory_and_by_age(tmp_path: Path):
         find_run(tmp_path, "nope")
     with pytest.raises(UserError, match="no run under"):
         find_run(tmp_path / "nothing")
+
+
+def test_runs_without_a_time_in_their_name_are_found_by_their_age(tmp_path: Path):
+    stamped = create_run(config(tmp_path), now=1_000.0)
+    odd = create_run(config(tmp_path), tmp_path / "mine-99999999T999999Z-abcdef")
+    os.utime(odd / "config.yaml", (999, 999))
+    assert find_run(tmp_path) == stamped
+    os.utime(odd / "config.yaml", (1001, 1001))
+    assert find_run(tmp_path) == odd
 
 
 def test_only_our_own_runtime_directories_are_taken_for_such(tmp_path: Path):

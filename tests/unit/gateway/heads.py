@@ -103,7 +103,7 @@ class Head:
 
     async def close(self):
         """As if the process had died: nothing is told to anybody, in the log least of all."""
-        self.keeper.suspend()
+        self.notes.close()
         await self.http.aclose()
 
 

@@ -141,6 +141,6 @@ def test_where_the_service_is_is_asked_again_when_it_is_gone():
     assert seen == ["one", "two", "two"]
 
 
-def test_patience_goes_beyond_the_usual_tries():
+def test_a_patient_client_goes_beyond_the_usual_tries():
     gateway = Gateway({"a": [httpx.ConnectError("refused")] * 30})
-    assert [o.status for o in run(gateway, ["a"], patience_s=60)] == [200]
+    assert [o.status for o in run(gateway, ["a"], patient=True)] == [200]

@@ -1,0 +1,108 @@
+"""The wait for a run on Slurm: until it serves, or until it is over.
+
+judge          pure: what to make of one look
+wait_for       looks again and again, and tells what has changed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from tarragon_hpc.cluster.local import log_tail
+from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
+from tarragon_hpc.cluster.slurm.sight import job_log, queue_watch, slurm_status
+from tarragon_hpc.cluster.slurm.standing import OVER, PREPARED
+from tarragon_hpc.errors import ClusterError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+Goal = Literal["serving", "ended"]
+
+_LOOK_S = 1.0
+_BATCH_S = 10.0
+_SERVING = ("serving", "degraded")
+_EXIT = re.compile(r"\bExitCode=([0-9]+):([0-9]+)")
+
+
+class Verdict(NamedTuple):
+    """done: the goal is reached. failed: it never will be. line: what to tell, of a wait too."""
+
+    done: bool
+    failed: bool
+    line: str
+
+
+def judge(status: Mapping[str, Any], goal: Goal) -> Verdict:
+    """What one look at a run (`slurm_status`) means to somebody who waits."""
+    state, reason = status["state"], status.get("reason") or ""
+    line = f"{state}: {reason}" if reason else str(state)
+    if goal == "serving" and state in _SERVING:
+        return Verdict(True, False, line)
+    if goal == "ended" and state == "ended":
+        return Verdict(True, False, line)
+    if state in OVER or state in ("ended", PREPARED):
+        return Verdict(False, True, line)
+    return Verdict(False, False, line)
+
+
+def exit_status(text: str) -> int | None:
+    """What a job's batch process ended with, of `scontrol show job`; None: unknown, or a signal."""
+    match = _EXIT.search(text)
+    return int(match[1]) if match and match[2] == "0" else None
+
+
+async def wait_for(run_dir: Path, goal: Goal, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The run's status once it serves, or has ended. `tell` gets a line whenever there is news.
+
+    Raises UserError if the run will never get there by the user's mistake, ClusterError if by
+    something else; both with the reason and the end of its log.
+    """
+    watch = queue_watch(run_dir)
+    told = ""
+    batch_told = time.monotonic()
+    while True:
+        status = await slurm_status(run_dir, watch)
+        verdict = judge(status, goal)
+        if verdict.failed:
+            # What Slurm has only forgotten may be about to come: a second look decides.
+            status = await slurm_status(run_dir, watch, fresh=True)
+            verdict = judge(status, goal)
+        if verdict.done:
+            return status
+        if verdict.failed:
+            raise await _failure(run_dir, status, verdict.line)
+        if verdict.line != told:
+            told = verdict.line
+            tell(told)
+        if (line := _progress(status)) and time.monotonic() - batch_told >= _BATCH_S:
+            batch_told = time.monotonic()
+            tell(line)
+        await asyncio.sleep(_LOOK_S)
+
+
+def explain(run_dir: Path, line: str) -> str:
+    """A line on the end of a run, and the end of what its jobs have printed."""
+    path = job_log(run_dir)
+    tail = "".join(f"\n  | {text}" for text in log_tail(path).splitlines())
+    return f"{line}; the end of {path}:{tail}" if tail else f"{line}; {path} is empty"
+
+
+async def _failure(run_dir: Path, status: Mapping[str, Any], line: str) -> UserError | ClusterError:
+    heads = [job["job"] for job in status["jobs"] if job["kind"] == "head"]
+    code = None
+    if heads and status["state"] != PREPARED:
+        try:
+            code = exit_status(await acall(["scontrol", "show", "job", "--oneliner", heads[-1]]))
+        except SlurmError:
+            code = None
+    told = f"{run_dir.name}: {explain(run_dir, line)}"
+    return UserError(told) if code == UserError.exit_status else ClusterError(told)
+
+
+def _progress(status: Mapping[str, Any]) -> str:
+    return str((status.get("batch") or {}).get("line") or "")
