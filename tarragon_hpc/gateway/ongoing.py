@@ -23,7 +23,6 @@ class Ongoing:
     ) -> None:
         self.name = name
         self.ended = False
-        self.cut = False
         self._keep_s = keep_s
         self._gone = gone
         self._asleep = asleep
@@ -41,13 +40,6 @@ class Ongoing:
         """From now on its client could come."""
         self._asleep = False
         self._count()
-
-    def suspend(self) -> None:
-        """Another head goes on with it: nothing more is made or told here."""
-        self.cut = True
-        if self._task is not None:
-            self._task.cancel()
-        self._tell()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -79,7 +71,7 @@ class Ongoing:
 
     def _count(self) -> None:
         """Begin the time after which it is forgotten or given up, or stop counting it."""
-        if self._asleep or self.cut or self._forgetting:
+        if self._asleep or self._forgetting:
             return
         if self._timer is not None:
             self._timer.cancel()

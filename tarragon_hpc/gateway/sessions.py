@@ -111,13 +111,14 @@ class Sessions:
         name: str = "",
         *,
         kept: bool = False,
+        ordered: bool = False,
     ) -> Handle:
         """Start sequences of (prompt token ids, sampling), all of them or none.
 
         name: what the client calls their answer, for the timeline. kept: the notebook is told of
-        them, and what is read of them follows from their tokens alone. Raises Unavailable,
-        Overloaded (`max_requests` sequences are open), and what `check_count` raises. The ids must
-        have been validated.
+        them. ordered: the deltas follow from the tokens alone. Raises Unavailable, Overloaded
+        (`max_requests` sequences are open), and what `check_count` raises. The ids must have been
+        validated.
         """
         if (why := self.unavailable()) is not None:
             raise HandingOver(why) if self.handing_over else Unavailable(why)
@@ -140,14 +141,14 @@ class Sessions:
             )
             for prompt, sampling in work
         ]
-        handle = (OrderedHandle if kept else Handle)(states, self._release)
+        handle = (OrderedHandle if ordered else Handle)(states, self._release)
         for state in states:
             self._open[state.request] = state
             self._idle.clear()
             self._moves.begin(state)
         return handle
 
-    def reopen(self, kept: Kept, first_attempt: int) -> Handle:
+    def reopen(self, kept: Kept, first_attempt: int, *, ordered: bool) -> Handle:
         """Go on with the sequences of a request that an earlier head had opened.
 
         Those that lack something wait for an AW without limit until the service serves for the
@@ -156,7 +157,7 @@ class Sessions:
         `max_requests`: they had been admitted.
         """
         states = restore(kept, first_attempt)
-        handle = OrderedHandle(states, self._release)
+        handle = (OrderedHandle if ordered else Handle)(states, self._release)
         for state in states:
             self._open[state.request] = state
             self._idle.clear()
@@ -177,6 +178,8 @@ class Sessions:
         except TimeoutError:
             rest = [*self._fleet.everything(), *self._moves.waiting(), *self._held]
             self._held.clear()
+            if self.handing_over and self._tally.notebook is not None:
+                self._tally.notebook.close()
             self._moves.abort(rest)
             for state in rest:
                 self._tally.fail(state, self._cut())
