@@ -54,13 +54,31 @@ def doctor(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="[WHAT]...", help="Only these lines, e.g. rdma.")
     ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Only, and more, of Slurm.")] = False,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=2, max=2, help="Run a job on 2 nodes that tries the run directory."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Of the job: a configuration's cluster.slurm.")
+    ] = None,
+    overrides: Overrides = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Report what this machine can run: native module, vLLM, GPUs, RDMA, networks, files, Slurm."""
+    """Report what this machine can run: native module, vLLM, GPUs, RDMA, networks, files, Slurm.
+
+    `doctor slurm --nodes 2` looks at a cluster: is the run directory seen alike by its nodes?
+    """
     from tarragon_hpc.cli.doctor import as_json, examine, show
 
-    findings = examine(what or (), root=str(root) if root else None)
+    where = str(root) if root else None
+    if slurm or nodes or what == ["slurm"]:
+        from tarragon_hpc.cli.doctor_slurm import examine_slurm
+
+        findings = examine_slurm(what or (), config, overrides or (), where, job=bool(nodes))
+    else:
+        findings = examine(what or (), root=where)
     if json:
         print(as_json(findings))
     else:

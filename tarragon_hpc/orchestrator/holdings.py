@@ -64,7 +64,8 @@ class Holdings:
         """Whether an EW is to hold experts at all, and does what it is told in time."""
         stuck = bool(worker.orders) and worker.orders[0].at < self._overdue
         placed = worker.worker in self.state.placement.primaries
-        return placed and worker.responsive and not worker.noticed and not stuck
+        there = worker.responsive and not worker.awaited
+        return placed and there and not worker.noticed and not stuck
 
     def room(self, worker: Worker) -> float:
         """How many more experts fit on an EW."""

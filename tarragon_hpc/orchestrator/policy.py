@@ -11,6 +11,8 @@ class Policy:
 
     start_timeout_s: float
     """All workers serve, or the run fails; a replacement is ready, or it is started again."""
+    head_lease_s: float = 120.0
+    """How long a new head waits for the workers of the one before it."""
     exit_wait_s: float = 0.25
     """How long a lost worker's process may take to end by itself, with a status that explains."""
     exit_limit_s: float = 10.0

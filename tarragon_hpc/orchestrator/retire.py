@@ -23,11 +23,11 @@ def retire(holdings: Holdings, now: float, policy: Policy) -> Iterator[Stop | Dr
     finished, a CS when no AW knows it any more.
     """
     state = holdings.state
-    others = any(w.phase is Phase.SERVING and w.stays for w in state.of(Role.AW))
+    others = any(w.serves and w.stays for w in state.of(Role.AW))
     for worker in state.workers.values():
-        if not (worker.retired or may_move(worker, now, policy)) or worker.phase in LEAVING | {
-            Phase.PLANNED
-        }:
+        if not (worker.retired or may_move(worker, now, policy)):
+            continue
+        if worker.awaited or worker.phase in LEAVING | {Phase.PLANNED}:
             continue
         who = (worker.worker, worker.incarnation)
         if worker.role is Role.AW and worker.phase is Phase.SERVING:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tarragon_hpc.wire.common import Message, Resumption, TokenDelta
+from tarragon_hpc.wire.common import Message, Resumption, Standing, TokenDelta
 
 
 class Register(Message, frozen=True):
-    """The first message of a worker: who it is and where its data plane listens."""
+    """The first message of a worker: who it is and where its data plane listens.
+
+    `standing`: it had registered with an earlier head, and has served on without one since. Under
+    Slurm: step, as `job.step`, and node, as Slurm calls it.
+    """
 
     worker: str
     incarnation: int
@@ -16,7 +20,8 @@ class Register(Message, frozen=True):
     host: str
     address: dict[str, str]
     step: str = ""
-    """Its Slurm step, `job.step`."""
+    node: str = ""
+    standing: Standing | None = None
 
 
 class Ready(Message, frozen=True):

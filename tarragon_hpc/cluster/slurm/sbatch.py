@@ -14,17 +14,15 @@ import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.slurm.commands import SlurmError, call
-from tarragon_hpc.cluster.slurm.jobs import HEAD, JOBS, WORKER, Job, record
+from tarragon_hpc.cluster.slurm.jobs import HEAD, JOBS, Job, record
 from tarragon_hpc.cluster.slurm.refusals import explain
-from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script, worker_job
+from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from tarragon_hpc.config import Config
-    from tarragon_hpc.ids import Incarnation
 
 _PARSABLE = re.compile(r"(\d+)(;\S+)?")
 _CANCEL_S = 20.0
@@ -72,18 +70,6 @@ def submit_head(config: Config, run_dir: Path, *, number: int, after: str | None
     script = run_script(config, run_dir, command)
     flags = [f"--dependency=afterany:{after}"] if after else []
     job = Job(sbatch(script, config, *flags), HEAD, time.time(), number=number)
-    keep(run_dir, job, script)
-    return job
-
-
-def submit_worker(
-    config: Config, who: Incarnation, run_dir: Path, exclude: Iterable[str] = ()
-) -> Job:
-    """Submit a job of its own for one worker, and record it. Raises UserError or ClusterError."""
-    script = worker_job(config, who, run_dir, python=sys.executable, exclude=exclude)
-    now = time.time()
-    job_id = sbatch(script, config)
-    job = Job(job_id, WORKER, now, worker=who.worker, incarnation=who.number)
     keep(run_dir, job, script)
     return job
 
