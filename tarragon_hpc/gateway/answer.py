@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tarragon_hpc.errors import RequestError, Unavailable
+from tarragon_hpc.errors import HandingOver, RequestError, Unavailable
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.ongoing import Ongoing
 
@@ -90,7 +90,7 @@ class Answer(Ongoing):
                 await self._news.wait()
         if self._value is not None:
             return self._value
-        raise self._error or Unavailable("the service goes on elsewhere; send the request again")
+        raise HandingOver(self.cut) if self.cut else self._error or Unavailable("it was given up")
 
     async def _make(self) -> None:
         try:

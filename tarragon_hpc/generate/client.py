@@ -1,12 +1,18 @@
-"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes."""
+"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes.
+
+Every request has an Idempotency-Key that follows from what it is: sent again, to the same head or
+to its successor, it goes on from the tokens that are there, or gets the answer that it had.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import tenacity
 
 from tarragon_hpc.errors import ClusterError
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.generate.inputs import Request
 
+_canonical = msgspec.json.Encoder(order="deterministic").encode
 _TRIES = {429: 100, 503: 10, None: 6}  # of one request, by the last answer; None: no connection
 
 
@@ -36,11 +43,16 @@ class _Busy(Exception):
         self.status = status
 
 
+def idempotency_key(request: Request) -> str:
+    """The same for a request that is the same: its id, where it goes and what it asks."""
+    text = _canonical([request.custom_id, request.url, request.body])
+    return f"batch-{hashlib.sha256(text).hexdigest()[:40]}"
+
+
 class BatchClient:
     """Talks to one gateway. `endpoint` ends in /v1.
 
     concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
-    names: the id that a request is sent with (X-Request-Id); None: the gateway makes one up.
     patient: a service that cannot take requests is waited for, whatever that takes.
     sleep: waits between tries, for tests.
     """
@@ -52,7 +64,6 @@ class BatchClient:
         concurrency: int,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
-        names: Callable[[Request], str] | None = None,
         patient: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -60,7 +71,6 @@ class BatchClient:
         self._base = endpoint.removesuffix("/v1")
         self._concurrency = concurrency
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._names = names
         self._patient = patient
         self._verify = tls if tls is not None else True
         self._transport = transport
@@ -109,7 +119,7 @@ class BatchClient:
 
     async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
         try:
-            headers = {"X-Request-Id": self._names(request)} if self._names else None
+            headers = {"Idempotency-Key": idempotency_key(request)}
             reply = await http.post(request.url, json=request.body, headers=headers)
         except httpx.TransportError as error:
             raise _Busy(None, f"{type(error).__name__} {error}".strip()) from None

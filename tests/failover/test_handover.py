@@ -41,16 +41,18 @@ def test_near_the_time_limit_what_is_short_is_finished_and_the_rest_told_to_come
             refused = await service.complete(1)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "15")
             assert refused.json()["error"]["code"] == "handover"
-            assert "the job's time limit is near; the service goes on" in refused.text
+            assert "the job's time limit is near; come back later" in refused.text
             assert (await short).status_code == 200
             cut = await plain
             assert (cut.status_code, cut.json()["error"]["code"]) == (503, "handover")
-            assert "come back to a resumable stream" in cut.text
+            assert "ask again: the service goes on after that" in cut.text
             lines = await stream
             assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "handover"
             lines = await kept
             assert lines[-2].startswith("data: ")  # of the last event that has a number
-            assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "handover"
+            error = json.loads(lines[-1].removeprefix("data: "))["error"]
+            assert error["code"] == "handover"
+            assert "come back to it: the service goes on after that" in error["message"]
             numbers = [int(line.removeprefix("id: ")) for line in lines if line.startswith("id:")]
             assert numbers == list(range(1, len(numbers) + 1))
             assert await service.task == 0

@@ -39,7 +39,7 @@ async def run_service(
                 status, reply = 503, {"error": {"message": "come back", "code": "handover"}}
             else:
                 usage = {"prompt_tokens": 1, "completion_tokens": 2}
-                name = fields["X-Request-Id"]
+                name = fields["Idempotency-Key"]
                 status, reply = 200, {"text": body["prompt"][::-1], "name": name, "usage": usage}
                 print(more()["batch"]["done"], flush=True)
             data = json.dumps(reply).encode()
