@@ -7,6 +7,7 @@ Prints how many requests have been answered, one line each.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import signal
 import sys
@@ -58,6 +59,7 @@ async def run_service(
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(25)  # a head that hangs says where
     configure("head")
     head_work.run_service = run_service
     run_dir = Path(sys.argv[1])

@@ -56,7 +56,7 @@ def some(process, count):
 
 
 def end(process):
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     return process.returncode, said
 
 
