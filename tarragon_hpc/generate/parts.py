@@ -188,4 +188,3 @@ def _replace(path: Path, lines: Iterator[bytes]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
