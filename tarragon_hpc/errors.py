@@ -18,6 +18,7 @@ TarragonError
 ├── FrameError             bytes from a peer that are not a valid message; the connection is dropped
 ├── AuthError              a peer without the run's secret; the connection is dropped
 └── ClusterError           workers could not be started or supervised: exit status 3
+    ├── NoSlot                 the allocation has no room for a worker
     ├── RecordError            a file of the run directory that is no whole record of its kind
     └── Claimed                another process has this worker's incarnation: exit status 73
 
@@ -134,6 +135,10 @@ class ClusterError(TarragonError):
     """Workers could not be started or supervised."""
 
     exit_status = 3
+
+
+class NoSlot(ClusterError):
+    """No slot of the allocation is left for a worker."""
 
 
 class RecordError(ClusterError):

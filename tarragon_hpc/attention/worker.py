@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from tarragon_hpc.transport.auto import make_connector
 from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerLink
+from tarragon_hpc.wire.notice import Terminator
 from tarragon_hpc.wire.to_head import Linked, Ready, Stopping
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def main(context: WorkerContext) -> int:
         closing.callback(link.close)
         try:
             started = time.monotonic()
-            signal.signal(signal.SIGTERM, mailbox.on_sigterm)
+            Terminator(context, link.send, mailbox.leave, lambda: mailbox.told).install()
             link.start()
             spec = describe(context.config.model.path, context.config.model.dtype)
             preload()

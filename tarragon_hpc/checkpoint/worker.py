@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import signal
 from typing import TYPE_CHECKING
 
 from tarragon_hpc import native
@@ -18,12 +17,11 @@ from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.interfaces import data_address
 from tarragon_hpc.transport.turns import take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
+from tarragon_hpc.wire.notice import Terminator
 from tarragon_hpc.wire.to_head import Ready, Stopping
 from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from tarragon_hpc.checkpoint.server import Store
     from tarragon_hpc.config.schema import CheckpointConfig
 
@@ -53,9 +51,9 @@ class _Orders:
             case _:
                 log.warning("a message that is not for a CS: %s", type(message).__name__)
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, wherever it is."""
-        self.stop(signal.Signals(number).name)
+    def leave(self) -> None:
+        """SIGTERM; in the main thread, wherever it is."""
+        self.stop("SIGTERM")
 
     def stop(self, reason: str) -> None:
         """From any thread; also before there is a server. AWs do without it: no need to drain."""
@@ -92,8 +90,8 @@ def main(context: WorkerContext) -> int:
         bell=bell,
     )
     orders = _Orders()
-    signal.signal(signal.SIGTERM, orders.on_signal)
     link = WorkerLink(context, listener.address(), orders.on_message, orders.stats)
+    Terminator(context, link.send, orders.leave, lambda: orders.stopped is not None).install()
     link.start()
     try:
         orders.wait_for_welcome()

@@ -9,6 +9,17 @@ import typer
 
 from tarragon_hpc import __version__
 from tarragon_hpc.cli.app_bench import bench_app
+from tarragon_hpc.cli.app_jobs import (
+    ConfigFile,
+    Fragile,
+    Overrides,
+    Root,
+    Run,
+    RunDir,
+    Site,
+    Wait,
+    add_to,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,22 +31,6 @@ model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints to try thin
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
 
-ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="CONFIG", help="YAML file; may be left out with --set.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. attention.workers=4."),
-]
-RunDir = Annotated[
-    Path | None, typer.Option(help="Directory of the run (new or empty); default: in run.root.")
-]
-Root = Annotated[
-    Path | None, typer.Option(help="Where runs are looked for; default: the one of run.root.")
-]
-Run = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="Run id or directory; default: the latest.")
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -119,24 +114,25 @@ def model_tiny(
 
 
 @app.command()
-def serve(config: ConfigFile = None, run_dir: RunDir = None, overrides: Overrides = None) -> None:
-    """Serve a model in the foreground; prints `ready: http://HOST:PORT/v1` when it does.
+def serve(
+    config: ConfigFile = None,
+    run_dir: RunDir = None,
+    site: Site = None,
+    wait: Wait = False,
+    allow_fragile: Fragile = False,
+    overrides: Overrides = None,
+) -> None:
+    """Serve a model, in the foreground; with `cluster.backend: slurm` as a job, which is submitted.
 
-    SIGINT or SIGTERM lets running requests finish and ends the run; a second one does not wait.
+    Prints `ready: http://HOST:PORT/v1` when it serves. SIGINT or SIGTERM lets running requests
+    finish and ends the run; a second one does not wait. A job is ended by `tarragon stop`.
     """
     from tarragon_hpc.cli.serve import serve as command
 
-    raise typer.Exit(command(config, overrides or (), run_dir))
-
-
-@app.command(hidden=True)
-def head(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Its directory.")],
-) -> None:
-    """Be the head of a run that was prepared by `serve` or `generate`; for job scripts."""
-    from tarragon_hpc.cli.head import run_head
-
-    raise typer.Exit(run_head(str(run_dir)))
+    status = command(
+        config, overrides or (), run_dir, site=site, wait=wait, allow_fragile=allow_fragile
+    )
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -149,6 +145,9 @@ def generate(
     ],
     config: ConfigFile = None,
     run_dir: RunDir = None,
+    site: Site = None,
+    wait: Wait = False,
+    allow_fragile: Fragile = False,
     overrides: Overrides = None,
     chaos: Annotated[
         str | None,
@@ -159,11 +158,16 @@ def generate(
 ) -> None:
     """Answer a file of requests and end: OpenAI batch lines, or {"prompt": …} lines.
 
-    Results are written as they come. A second call with the same files does what is left.
+    Results are written as they come. A second call with the same files does what is left. With
+    `cluster.backend: slurm` it is a job, which is submitted.
     """
     from tarragon_hpc.cli.batch import generate as command
 
-    raise typer.Exit(command(config, overrides or (), source, target, run_dir, chaos))
+    status = command(
+        config, overrides or (), source, target, run_dir, chaos,
+        site=site, wait=wait, allow_fragile=allow_fragile,
+    )  # fmt: skip
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -285,3 +289,6 @@ def stop(
     from tarragon_hpc.cli.ending import stop as command
 
     command(run, root, drain, kill=kill)
+
+
+add_to(app)

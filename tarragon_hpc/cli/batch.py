@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from tarragon_hpc.cli.sabotage import Sabotage, aftermath, read_sabotage
 from tarragon_hpc.cli.serve import read_config
 from tarragon_hpc.cluster.client import query_status
 from tarragon_hpc.cluster.head import RunInfo, run_service
+from tarragon_hpc.cluster.work import Work
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.gateway.tls import own_client_context
 from tarragon_hpc.generate.client import BatchClient
@@ -23,7 +25,6 @@ from tarragon_hpc.observe.log import configure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from tarragon_hpc.config import Config
     from tarragon_hpc.generate.inputs import Request
@@ -33,6 +34,24 @@ _OWN_DOOR = ("gateway.host=127.0.0.1", "gateway.port=0")
 _INTERRUPTED = 130
 
 
+def make_work(source: str | None, target: str | None) -> Work:
+    """A batch, with files that are found from every directory; without files: to serve."""
+    if source is None and target is None:
+        return Work()
+    if source is None or target is None:
+        raise UserError("--input, --output: a batch needs both")
+    if source == target:
+        raise UserError(f"--output {target!r}: is also the input")
+    return Work("generate", _anywhere(source), _anywhere(target))
+
+
+def _anywhere(name: str) -> str:
+    """An absolute path; URLs are that already."""
+    if "://" in name or "::" in name:
+        return name
+    return str(Path(name).expanduser().absolute())
+
+
 def generate(
     path: Path | None,
     overrides: Sequence[str],
@@ -40,16 +59,23 @@ def generate(
     target: str,
     run_dir: Path | None,
     chaos: str | None = None,
+    *,
+    site: str | None = None,
+    wait: bool = False,
+    allow_fragile: bool = False,
 ) -> int:
-    """Answer what has no answer yet; returns the exit status.
+    """Answer what has no answer yet, or submit a job that does; returns the exit status.
 
-    0: every request has its result. 1: some failed in the service and can be tried again.
-    chaos: faults on the way, such as `kill:ew1,kill:aw0`.
+    0: every request has its result, or the job was submitted. 1: some failed in the service and
+    can be tried again. chaos: faults on the way, such as `kill:ew1,kill:aw0`. wait: for the job.
     """
-    config = read_config(path, [*overrides, *_OWN_DOOR])
+    config = read_config(path, [*overrides, *_OWN_DOOR], site, allow_fragile=allow_fragile)
+    if config.cluster.backend == "slurm":
+        if chaos is not None:
+            raise UserError("--chaos: is for cluster.backend local")
+        return _submit(config, make_work(source, target), run_dir, wait=wait)
     faults = read_sabotage(chaos, config) if chaos is not None else None
-    if source == target:
-        raise UserError(f"--output {target!r}: is also the input")
+    make_work(source, target)
     requests = read_requests(source)
     with ResultFile(target, {r.custom_id for r in requests}) as results:
         todo = [r for r in requests if r.custom_id not in results.done]
@@ -59,6 +85,22 @@ def generate(
             return 0
         sabotage = None if faults is None else Sabotage(faults, len(todo))
         return asyncio.run(_Batch(config, todo, results, sabotage).run(run_dir))
+
+
+def _submit(config: Config, work: Work, run_dir: Path | None, *, wait: bool) -> int:
+    """Submit a job for a batch, once its files have been looked at; returns the exit status."""
+    from tarragon_hpc.cli.submit import submit
+
+    requests = read_requests(work.source)
+    file = Path(work.target)
+    there = file.exists()
+    with ResultFile(work.target, {r.custom_id for r in requests}) as results:
+        done = len(results.done)
+    if not there and file.is_file():
+        file.unlink()  # the job makes it, if there is one
+    if done:
+        print(f"{work.target}: {done} of {len(requests)} requests are done already")
+    return 0 if done == len(requests) else submit(config, work, run_dir, wait=wait)
 
 
 class _Batch:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.head import RunInfo, run_service
+from tarragon_hpc.cluster.work import Work
 from tarragon_hpc.config import Config, load_config
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.observe.log import configure
@@ -15,16 +16,38 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def read_config(path: Path | None, overrides: Sequence[str]) -> Config:
+def read_config(
+    path: Path | None,
+    overrides: Sequence[str],
+    site: str | None = None,
+    *,
+    allow_fragile: bool = False,
+) -> Config:
     """The configuration of a command line; without a file the overrides are all of it."""
     if path is None and not overrides:
         raise ConfigError("CONFIG", "name a file, or give at least --set model.path=DIR")
-    return load_config(path or {}, overrides)
+    more = ["cluster.slurm.allow_fragile=true"] if allow_fragile else []
+    return load_config(path or {}, [*overrides, *more], site=site)
 
 
-def serve(path: Path | None, overrides: Sequence[str], run_dir: Path | None) -> int:
-    """Serve until told to stop; returns the exit status. One line on stdout: where it serves."""
-    config = read_config(path, overrides)
+def serve(
+    path: Path | None,
+    overrides: Sequence[str],
+    run_dir: Path | None,
+    *,
+    site: str | None = None,
+    wait: bool = False,
+    allow_fragile: bool = False,
+) -> int:
+    """Serve until told to stop, or submit a job that does; returns the exit status.
+
+    One line on stdout: where it serves, or which job was submitted. wait: for it to serve.
+    """
+    config = read_config(path, overrides, site, allow_fragile=allow_fragile)
+    if config.cluster.backend == "slurm":
+        from tarragon_hpc.cli.submit import submit
+
+        return submit(config, Work(), run_dir, wait=wait)
     configure("head")
     return asyncio.run(_serve(config, run_dir))
 

@@ -6,6 +6,7 @@ exit stack, in reverse order.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -15,13 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
-from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
-from tarragon_hpc.cluster.forking import ForkServers
-from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
-from tarragon_hpc.cluster.places import Places
+from tarragon_hpc.cluster.launching import control_address, make_launcher, make_places
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
-    JOURNAL,
     TIMELINE,
     create_run,
     create_runtime_dir,
@@ -31,8 +28,18 @@ from tarragon_hpc.cluster.rendezvous import (
 )
 from tarragon_hpc.cluster.reporter import Reporter
 from tarragon_hpc.cluster.roster import explain
-from tarragon_hpc.cluster.spec import WorkerSpec, plan_workers
+from tarragon_hpc.cluster.slurm.chain import own_job
+from tarragon_hpc.cluster.succession import (
+    adopt,
+    cancel,
+    claimed,
+    inherited,
+    listen_again,
+    make_room,
+)
+from tarragon_hpc.cluster.tenure import Guarded, Tenure
 from tarragon_hpc.gateway.app import create_app
+from tarragon_hpc.gateway.request_log import RequestLog
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.gateway.tls import server_context
@@ -41,14 +48,14 @@ from tarragon_hpc.observe.metrics import HeadMetrics
 from tarragon_hpc.observe.timeline import Timeline
 from tarragon_hpc.orchestrator.detector import silence_bound_s
 from tarragon_hpc.orchestrator.events import RunCreated
-from tarragon_hpc.orchestrator.journal import Journal
+from tarragon_hpc.orchestrator.journal import Journal, journal_name
 from tarragon_hpc.orchestrator.placement import Placement, place
 from tarragon_hpc.orchestrator.policy import Policy
 from tarragon_hpc.orchestrator.rules import Rules, rules_for
 from tarragon_hpc.orchestrator.service import Orchestrator
 from tarragon_hpc.orchestrator.status import describe
 from tarragon_hpc.transport.auto import check
-from tarragon_hpc.transport.interfaces import LOOPBACK, data_address
+from tarragon_hpc.wire.seeking import ALIVE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +63,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.ending import Ending
+    from tarragon_hpc.cluster.spec import WorkerSpec
     from tarragon_hpc.config import Config
     from tarragon_hpc.wire.to_head import Note
 
@@ -96,19 +104,22 @@ async def assemble(
     ending: Ending,
     stack: AsyncExitStack,
     more: Callable[[], Mapping[str, Any]] = dict,
+    *,
+    head_number: int | None = None,
 ) -> Parts:
     """Check, build and open everything but the workers. `more`: what else the status says.
 
-    Raises ConfigError or ModelError, before there is a run directory unless that is the mistake.
+    head_number: if the run has been claimed already. In this order: the claim, by which a head that
+    may be left knows that it is none any more; the journal; the control port; the record, by which
+    workers and clients find it. Raises ConfigError or ModelError, before there is a run directory
+    unless that is the mistake.
     """
     model = describe_model(config.model.path, config.model.dtype)
     placement = place(model.experts, config.experts, model.expert_bytes)
     replicas = config.checkpoint.replicas if config.checkpoint.stores else 0
     rules = rules_for(model.experts, config.experts, model.expert_bytes, replicas)
-    check_prefixes(config.cluster.prefix)
-    gpus = usable_gpus()
-    specs = plan_workers(config, usable_cpus(), gpus)
-    places = Places(config, specs, gpus)
+    places = make_places(config)
+    specs = list(places.values())
     # These are bound below: what they are made of refers to them.
     orchestrator: Orchestrator
     info: RunInfo
@@ -125,50 +136,68 @@ async def assemble(
         timeline.record(event, worker=worker, incarnation=incarnation, **detail)
 
     metrics = HeadMetrics()
+    notes = RequestLog()
+    stack.callback(notes.close)
     sessions = Sessions(
         lambda worker, message: orchestrator.send(worker, message),
         config.gateway.max_requests,
         failover_timeout_s=config.gateway.failover_timeout_s,
         tell=tell,
+        notebook=notes,
     )
     app = create_app(
-        sessions=sessions, spec=model, config=config, status=status, registry=metrics.registry
+        sessions=sessions,
+        spec=model,
+        config=config,
+        status=status,
+        registry=metrics.registry,
+        notes=notes,
     )
-    # Unless told otherwise all workers and clients are on this machine.
-    control_host = data_address(config.transport.interface, LOOPBACK)
+    control_host = control_address(config)
     check(config.transport)
     tls = server_context(config.gateway)
-    door = listen(config.gateway.host, config.gateway.port)
+    if isinstance(run, Fresh):
+        door = listen(config.gateway.host, config.gateway.port)
+        path = create_run(config, run.run_dir)
+        number, past = claimed(path), None
+    else:
+        path = open_run(run)
+        number = head_number or claimed(path)
+        past = inherited(path, number, config.cluster.backend)
+        door = await listen_again(config.gateway, again=past is not None)
     stack.callback(door.close)
-
-    path = create_run(config, run.run_dir) if isinstance(run, Fresh) else open_run(run)
-    runtime_dir = create_runtime_dir()
-    stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
-    journal = Journal(path / JOURNAL)
+    tenure = Tenure(path, number)
+    runtime_dir = ""
+    if config.cluster.backend == "local":
+        runtime_dir = str(create_runtime_dir())
+        stack.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
+    else:
+        stack.push_async_callback(cancel, asyncio.create_task(tenure.watch(), name="tenure"))
+    journal = Journal(path / journal_name(number))
     stack.callback(journal.close)
+    if past is not None:
+        journal.append([past.changed])
+        make_room(places, past.state)
     timeline = Timeline(path / TIMELINE)
     stack.callback(timeline.close)
-    launcher = LocalLauncher(
-        places,
-        path,
-        lambda who: orchestrator.ending(who),
-        lambda who, returncode: orchestrator.exited(who, returncode),
-        ForkServers(path) if config.cluster.fork_server else None,
-    )
+    launcher = await make_launcher(config, path, places, lambda: orchestrator, timeline.record)
     stack.push_async_callback(launcher.close)
     reporter = Reporter(sessions, timeline, metrics, lambda: orchestrator.heard)
     detection = config.detection
     orchestrator = Orchestrator(
-        _created(path.name, specs, placement, rules),
+        _created(path.name, specs, placement, rules, number) if past is None else past.state,
         journal=journal,
-        launcher=launcher,
-        policy=_policy(config, model.expert_bytes),
+        launcher=launcher if config.cluster.backend == "local" else Guarded(launcher, tenure),
+        policy=_policy(config, model.expert_bytes, own_job(path)),
         silence_bound_s=silence_bound_s(detection.heartbeat_ms, detection.heartbeat_misses),
         observe=reporter.observe,
+        hand_over=ending.hand_over,
         prepare=places.prepare,
         explain=lambda absent: explain(path, head, absent),
     )
     metrics.expose_stats(lambda: _statistics(orchestrator))
+    if past is not None:
+        adopt(launcher, past)
 
     http = HttpServer(app, door, tls=tls)
     endpoint = gateway_url(config.gateway.host, http.port, secure=tls is not None)
@@ -182,6 +211,7 @@ async def assemble(
         note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
         tls=issue(path) if config.cluster.tls else None,
+        alive_s=None if config.cluster.backend == "local" else ALIVE_S,
     )
     port = await control.start(control_host)
     stack.push_async_callback(control.close)
@@ -195,10 +225,17 @@ async def assemble(
             control_host=control_host,
             control_port=port,
             endpoint=info.endpoint,
-            runtime_dir=str(runtime_dir),
+            runtime_dir=runtime_dir,
+            incarnation=number,
         ),
     )
-    timeline.record("run created", run=info.run)
+    if past is None:
+        timeline.record("run created", run=info.run)
+    else:
+        timeline.record("head changed", head=number, host=head.host)
+    # Nothing can have been admitted before.
+    if taken_over := app.state.keeper.take_over(path, number):
+        timeline.record("requests taken over", count=taken_over)
     return Parts(info, sessions, orchestrator, reporter, timeline)
 
 
@@ -234,17 +271,23 @@ def _own_name() -> str:
     return name
 
 
-def _policy(config: Config, expert_bytes: int) -> Policy:
+def _policy(config: Config, expert_bytes: int, job: str) -> Policy:
     return Policy(
         start_timeout_s=config.cluster.start_timeout_s,
         stopped_grace_s=config.detection.stopped_grace_s,
+        head_lease_s=config.cluster.head_lease_s,
         max_restarts=config.cluster.max_restarts,
         restart_window_s=config.cluster.restart_window_s,
+        leaves_nodes=config.cluster.backend == "slurm",
+        hopeless_s=config.cluster.slurm.hopeless_s if config.cluster.backend == "slurm" else None,
+        job=job,
         load_batch=max(1, min(64, _LOAD_BYTES // expert_bytes)),
     )
 
 
-def _created(run: str, specs: list[WorkerSpec], placement: Placement, rules: Rules) -> RunCreated:
+def _created(
+    run: str, specs: list[WorkerSpec], placement: Placement, rules: Rules, head: int
+) -> RunCreated:
     return RunCreated(
         time.monotonic(),
         run,
@@ -253,6 +296,7 @@ def _created(run: str, specs: list[WorkerSpec], placement: Placement, rules: Rul
         {worker: list(held) for worker, held in placement.primaries.items()},
         {worker: list(held) for worker, held in placement.shadows.items()},
         rules,
+        head,
     )
 
 

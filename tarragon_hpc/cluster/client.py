@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.rendezvous import (
-    JOURNAL,
+    CONFIG,
     TIMELINE,
     is_runtime_dir,
     read_head,
     run_secret,
 )
+from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import AuthError, ClusterError, ConnectFailed, TarragonError, UserError
 from tarragon_hpc.observe.stories import tell
 from tarragon_hpc.observe.timeline import read_timeline
 from tarragon_hpc.orchestrator.apply import replay
-from tarragon_hpc.orchestrator.journal import read_journal
+from tarragon_hpc.orchestrator.journal import read_chronicle
 from tarragon_hpc.orchestrator.state import GONE, RunPhase
 from tarragon_hpc.orchestrator.status import describe
 from tarragon_hpc.wire.codec import client_decoder
@@ -180,16 +181,22 @@ async def _talk(run_dir: Path, connection: Connection[ToClient]) -> AsyncIterato
 
 
 def _from_journal(run_dir: Path) -> dict[str, Any]:
-    """The status that a head left behind. Its local workers died with it."""
+    """The status that a head left behind. Its local workers died with it; those of Slurm wait for
+    the next one.
+    """
     record = read_head(run_dir)
-    state = replay(entry.event for entry in read_journal(run_dir / JOURNAL))
+    entries = read_chronicle(run_dir).entries
+    if not entries:
+        raise ClusterError(f"{run_dir}: its head has left no journal")
+    state = replay(entry.event for entry in entries)
     status = describe(state, endpoint=None)
     if state.phase is not RunPhase.ENDED:
         status["state"] = "dead"
         status["reason"] = f"its head (pid {record.pid} on {record.host}) is gone"
+        outlive = load_config(run_dir / CONFIG).cluster.backend == "slurm"
         for entry in status["workers"]:
             if state.workers[entry["id"]].phase not in GONE:
-                entry["state"] = "dead"
+                entry["state"] = "awaited" if outlive else "dead"
                 entry["reason"] = "the head is gone"
     return status
 

@@ -28,7 +28,7 @@ from tarragon_hpc.wire.to_head import (
     StopRun,
     Tokens,
 )
-from tarragon_hpc.wire.to_worker import Fence
+from tarragon_hpc.wire.to_worker import Alive, Fence
 
 if TYPE_CHECKING:
     import ssl
@@ -88,6 +88,7 @@ class ControlServer:
 
     For clients: `status` gives the content of a StatusReply; `stop` ends the run after at most so
     many seconds of draining, and returns when no worker is left. `tls`: None for plain TCP.
+    `alive_s`: how often workers are given a sign of life; None: never, they need none.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class ControlServer:
         note: Callable[[Note], None],
         dropped: Callable[[str], None],
         tls: ssl.SSLContext | None = None,
+        alive_s: float | None = None,
     ) -> None:
         self._secret = secret
         self._workers = workers
@@ -110,6 +112,9 @@ class ControlServer:
         self._note = note
         self._dropped = dropped
         self._tls = tls
+        self._alive_s = alive_s
+        self._beat: asyncio.Task[None] | None = None
+        self._admitted: set[Connection[ToHead]] = set()
         self._strangers = Strangers(_MAX_STRANGERS)
         self._open: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -120,6 +125,8 @@ class ControlServer:
     async def start(self, host: str, port: int = 0) -> int:
         """Listen; returns the port."""
         self._server = await asyncio.start_server(self._accept, host, port)
+        if self._alive_s is not None:
+            self._beat = asyncio.create_task(self._give_signs(self._alive_s), name="signs-of-life")
         name: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return name[1]
 
@@ -127,9 +134,17 @@ class ControlServer:
         """Stop listening and end all connections."""
         if self._server is not None:
             self._server.close()
+        if self._beat is not None:
+            self._beat.cancel()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _give_signs(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            for connection in self._admitted:
+                connection.send(Alive())
 
     def _drop(self, cause: str, detail: str) -> None:
         log.info("connection dropped: %s: %s", cause, detail)
@@ -196,6 +211,7 @@ class ControlServer:
             connection.send(Fence(f"{name} is not the current incarnation"))
             return
         reason = "its connection was closed"
+        self._admitted.add(connection)
         try:
             async for message in messages:
                 if not self._dispatch(who, message):
@@ -209,6 +225,7 @@ class ControlServer:
             reason = "the head is closing"
             raise
         finally:
+            self._admitted.discard(connection)
             self._workers.lost(who, reason)
 
     def _dispatch(self, who: Incarnation, message: ToHead) -> bool:

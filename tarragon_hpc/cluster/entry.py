@@ -3,7 +3,8 @@
 Everything that must happen before heavy imports is here; then the role's `main(context)` runs in
 this thread. It returns the exit status. Whoever starts one gives it an incarnation that this worker
 never had before, whatever became of the last: another process with the same one ends with the
-status of `Claimed`, and the run goes on with the first.
+status of `Claimed`, and the run goes on with the first. With `--standby` it waits to be told which
+worker it is (`standby.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ log = logging.getLogger("tarragon_hpc.cluster.entry")  # also when it runs as __
 
 def main(argv: list[str] | None = None) -> int:
     """Run one worker to its end; returns the exit status (2: bad arguments or configuration)."""
-    args = _parse(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if "--standby" in words:
+        return int(importlib.import_module("tarragon_hpc.cluster.standby").main(words))
+    args = _parse(words)
     if args.parent is not None:
         die_with(args.parent)
     os.umask(0o077)
@@ -49,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         hold(args.lifeline)
     faulthandler.enable()
     try:
+        if args.log is not None:
+            write_to(args.log)
         role = worker_role(args.worker)
         with contextlib.ExitStack() as stack:
             context = make_context(
@@ -91,7 +97,8 @@ def make_context(
     run = Directory(run_dir)
     found = joining.find_head(run)
     joining.claim(run, who)
-    host = node.node_name(found.config.cluster.backend)
+    # A local worker dies with its head.
+    outlives = found.config.cluster.backend == "slurm"
     return WorkerContext(
         worker=who.worker,
         incarnation=who.number,
@@ -102,9 +109,12 @@ def make_context(
         runtime_dir=stack.enter_context(socket_directory(found.head)),
         cpus=cpus,
         shares_cpus=shares_cpus,
-        publish=functools.partial(joining.publish, run, who, found.nonce, host=host),
+        publish=functools.partial(joining.publish, run, who, found.nonce),
         tls=run_tls(run_dir, required=True) if found.config.cluster.tls else None,
-        host=host,
+        step=node.step_id(),
+        node=node.node_name(),
+        head_number=found.head.incarnation,
+        seek=functools.partial(joining.seek_head, run, found.secret) if outlives else None,
     )
 
 
@@ -118,7 +128,18 @@ def bind(cpus: tuple[int, ...]) -> None:
         raise ConfigError("--cpus", f"{text}: {error.strerror}; allowed: {allowed}") from None
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def write_to(path: Path) -> None:
+    """Append all output of this process, from now on, to a file. Raises ConfigError."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError("--log", f"{path}: cannot be written: {error.strerror}") from None
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    os.close(file)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tarragon_hpc.cluster.entry", description=__doc__)
     parser.add_argument("--worker", required=True, help="worker id, e.g. aw0")
     parser.add_argument("--incarnation", required=True, type=_positive)
@@ -127,6 +148,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shares-cpus", action="store_true", help="AWs and EWs compute on the same CPUs"
     )
+    parser.add_argument("--log", type=Path, help="append all output to this file")
     parser.add_argument("--parent", type=_positive, help="pid to die with")
     parser.add_argument("--lifeline", type=_positive, help="descriptor to hold until the end")
     return parser.parse_args(argv)

@@ -16,6 +16,7 @@ import msgspec
 
 from tarragon_hpc.cluster.forkserver import READY, Order
 from tarragon_hpc.cluster.lifeline import adopt_orphans
+from tarragon_hpc.cluster.preload import ENVIRONMENT
 from tarragon_hpc.cluster.processes import kill_group, start_process
 from tarragon_hpc.transport.unix import send_frame
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 PROGRAM = (sys.executable, "-m", "tarragon_hpc.cluster.forkserver")
 
-# Numpy's BLAS would start threads when it is imported; CUDA must be asked about, not initialised.
-_OWN = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # How long a worker may keep the head waiting for its pid: from a server that is ready, and from one
 # that still imports.
 _FORK_S = 5.0
@@ -79,7 +78,7 @@ class ForkServers:
         server = self._servers.get(role) or self._start(role, env)
         if server is None:
             return None
-        changes = {name: os.environ.get(name) for name in _OWN} | dict(env)
+        changes = {name: os.environ.get(name) for name in ENVIRONMENT} | dict(env)
         order = Order(os.getpid(), name, arguments, changes)
         try:
             send_frame(
@@ -168,7 +167,7 @@ class _Server:
     def __init__(self, command: list[str], log_file: Path, env: Mapping[str, str]) -> None:
         self.ready = False
         self.process, self.pidfd, self.sock = start_process(
-            lambda fd: [*command, "--socket", str(fd)], {**env, **_OWN}, log_file
+            lambda fd: [*command, "--socket", str(fd)], {**env, **ENVIRONMENT}, log_file
         )
 
     def kill(self) -> None:

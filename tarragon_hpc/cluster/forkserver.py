@@ -16,22 +16,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
-import importlib
 import logging
 import os
 import socket
-import sys
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.cluster.lifeline import die_with
+from tarragon_hpc.cluster.preload import become, preload
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.ids import Role
 from tarragon_hpc.observe.log import configure
@@ -43,11 +40,7 @@ if TYPE_CHECKING:
 READY = b"ready"
 PID_BYTES = 4
 
-# Each has a function `preload`, which imports what a worker of the role imports later on; the main
-# module of a CS imports everything itself.
-_PRELOAD = {Role.AW: "tarragon_hpc.attention.preload", Role.EW: "tarragon_hpc.expert.preload"}
 _RECEIVE_S = 5.0
-_OPENMP = ("libgomp", "libomp", "libiomp")
 
 log = logging.getLogger("tarragon_hpc.cluster.forkserver")  # also when it runs as __main__
 
@@ -75,9 +68,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     configure(f"forkserver-{args.role}")
     with socket.socket(fileno=args.socket) as sock:
         began = time.monotonic()
-        importlib.import_module(entry.MAIN[args.role])
-        if args.role in _PRELOAD:
-            importlib.import_module(_PRELOAD[args.role]).preload()
+        preload([args.role])
         reason = unfit(len(os.listdir("/proc/self/task")), _open_files())
         if reason is not None:
             log.warning("workers are started without a fork server: %s", reason)
@@ -158,27 +149,7 @@ def _settle(order: Order, output: int) -> None:
     for fd in (1, 2):
         os.dup2(output, fd)
     os.close(output)
-    Path("/proc/self/comm").write_text(order.name[:15])
-    for name, value in order.env.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    # random reseeds itself; torch starts from the same state in every process.
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():
-        _set_openmp_threads(int(threads))
-
-
-def _set_openmp_threads(count: int) -> None:
-    """OpenMP has read OMP_NUM_THREADS when it was loaded: tell every runtime that was."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    paths = {line.split(maxsplit=5)[-1] for line in lines if "/" in line}
-    for path in paths:
-        if Path(path).name.startswith(_OPENMP):
-            ctypes.CDLL(path).omp_set_num_threads(count)
+    become(order.name, order.env)
 
 
 def _work(arguments: list[str]) -> int:

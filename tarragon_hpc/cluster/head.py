@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.assemble import Fresh, Parts, RunInfo, assemble
 from tarragon_hpc.cluster.ending import Ending, signals
+from tarragon_hpc.cluster.inheritance import final_state
 from tarragon_hpc.cluster.local import log_path, log_tail
+from tarragon_hpc.cluster.rendezvous import open_run
+from tarragon_hpc.cluster.slurm.chain import successor_of
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.ids import Incarnation
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
@@ -39,29 +42,44 @@ async def run_service(
     *,
     run_dir: Path | None = None,
     run: Path | None = None,
+    head_number: int | None = None,
     on_ready: Callable[[RunInfo], None],
     stop: asyncio.Event,
     work: Callable[[RunInfo], Awaitable[None]] | None = None,
     more: Callable[[], Mapping[str, Any]] = dict,
+    on_handover: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a service until `stop` is set, SIGINT, SIGTERM or SIGHUP arrives, a client stops it, or
     `work` (begun once everything serves) is done. Returns the exit status, 0.
 
-    run_dir: where to make the run's directory; run: a directory that was made for it before.
-    more: what else the run's status says. SIGUSR2, and in a job SIGTERM, hand the run over
-    (`ending.py`): then `work` is not cancelled, but answered with 503 until it ends.
+    run_dir: where to make the run's directory; run: a directory that was made for it before, and
+    may have had other heads; head_number: the claim of this one, if there is one. A run that has
+    ended for good is left as it is. more: what else the run's status says. SIGUSR2, and in a job
+    SIGTERM, hand the run over (`ending.py`): `on_handover` is called, and `work` not cancelled, but
+    answered with 503.
     Running requests may finish for `cluster.drain_timeout_s`; a second signal cuts that short.
     Nothing is left behind but the run directory. Raises UserError for the user's mistakes, before
     any worker was started, ClusterError if the workers could not be started, and what `work`
     raises.
     """
+    if run is not None and (state := final_state(open_run(run))) is not None:
+        log.info("run %s has ended: %s", state.run, state.reason)
+        return 0
     ending = Ending(stop, config.cluster)
     _allow_descriptors()
     async with AsyncExitStack() as stack:
         stack.enter_context(signals(ending))
-        parts = await assemble(config, run or Fresh(run_dir), ending, stack, more)
+        where = run or Fresh(run_dir)
+        parts = await assemble(config, where, ending, stack, more, head_number=head_number)
         log.info("run %s in %s", parts.info.run, parts.info.run_dir)
-        return await _live(parts, ending, on_ready, work)
+        successor = successor_of(config, parts.info.run_dir, parts.timeline)
+        successor.begin()
+        try:
+            return await _live(parts, ending, on_ready, work, on_handover)
+        finally:
+            state = parts.orchestrator.state
+            over = state.phase is RunPhase.ENDED and not state.handover
+            await successor.close(over=over)
 
 
 async def _live(
@@ -69,11 +87,15 @@ async def _live(
     ending: Ending,
     on_ready: Callable[[RunInfo], None],
     work: Callable[[RunInfo], Awaitable[None]] | None,
+    on_handover: Callable[[], None],
 ) -> int:
     """Start everything, serve, drain, stop. Raises ClusterError if the start failed."""
     serving = parts.reporter.serving
     run = asyncio.create_task(parts.orchestrator.run(), name="orchestrator")
     errand: asyncio.Future[None] | None = None
+    if parts.orchestrator.state.phase is RunPhase.DRAINING:
+        # The head before this one was about to stop; the requests that it waited for were its own.
+        parts.orchestrator.stop(parts.orchestrator.state.reason)
     try:
         await _first(run, serving.wait(), ending.stop.wait())
         if serving.is_set() and not run.done():
@@ -83,7 +105,9 @@ async def _live(
         if not run.done():
             if errand is not None and errand.done():
                 ending.reason = "its work is done"
-            if not ending.handover:
+            if ending.handover:
+                on_handover()
+            else:
                 await _cancel(errand)
             await _wind_down(parts, ending, run)
             if ending.handover and errand is not None:  # its requests have been cut by now

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import tenacity
 
 from tarragon_hpc.cluster import node
+from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.directory import said
 from tarragon_hpc.cluster.records import WorkerRecord, encode
 from tarragon_hpc.cluster.rendezvous import (
@@ -33,6 +34,7 @@ from tarragon_hpc.errors import Claimed, ClusterError, RecordError
 from tarragon_hpc.ids import parse_worker_id
 from tarragon_hpc.transport.interfaces import boot_id
 from tarragon_hpc.wire.auth import read_secret
+from tarragon_hpc.wire.seeking import HeadPlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,6 +121,16 @@ def find_head(run: Directory) -> Found:
         raise ClusterError(f"no head within {search.limit_s:g} s: {error}") from None
 
 
+def seek_head(run: Directory, secret: bytes) -> HeadPlace:
+    """Where the newest head listens, for a worker that has lost its own. One look.
+
+    Raises ClusterError or ConfigError if that cannot be seen.
+    """
+    head = newest_head(run, list_run(run), lambda: secret)
+    tls = run_tls(run.path)
+    return HeadPlace(head.incarnation, head.control_host, head.control_port, tls)
+
+
 def claim(run: Directory, who: Incarnation) -> None:
     """Become the one process that is this incarnation. Raises Claimed if another one is, and
     ClusterError if the claim cannot be written.
@@ -134,25 +146,17 @@ def claim(run: Directory, who: Incarnation) -> None:
     raise Claimed(f"{who} is another process already ({holder}); no incarnation is used twice")
 
 
-def publish(
-    run: Directory,
-    who: Incarnation,
-    nonce: str,
-    address: Mapping[str, str],
-    *,
-    host: str | None = None,
-) -> None:
-    """Leave word of where this worker is, and what address it will give to the head.
+def publish(run: Directory, who: Incarnation, nonce: str, address: Mapping[str, str]) -> None:
+    """Leave word of where this worker is and what address it will give to the head.
 
-    `host`: what this node is called, if not by its host name. Nobody waits for the record: if
-    it cannot be written there is a warning.
+    Nobody waits for it: if it cannot be written there is a warning.
     """
     record = WorkerRecord(
         nonce=nonce,
         role=parse_worker_id(who.worker)[0],
         worker=who.worker,
         incarnation=who.number,
-        host=host or socket.gethostname(),
+        host=socket.gethostname(),
         boot_id=boot_id(),
         interfaces=node.interfaces(),
         address=dict(address),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.transport.interfaces import read_interfaces
@@ -17,12 +16,9 @@ def interfaces() -> dict[str, str]:
     return {i.name: i.addresses[0] for i in read_interfaces() if i.addresses}
 
 
-def node_name(backend: str, environ: Mapping[str, str] = os.environ) -> str:
-    """What this node is called where the run's processes are placed: by Slurm, if it does that,
-    whose names need not be host names.
-    """
-    name = environ.get("SLURMD_NODENAME") if backend == "slurm" else None
-    return name or socket.gethostname()
+def node_name(environ: Mapping[str, str] = os.environ) -> str:
+    """What Slurm calls the node that this process is on; empty without Slurm."""
+    return environ.get("SLURMD_NODENAME", "") if "SLURM_STEP_ID" in environ else ""
 
 
 def step_id(environ: Mapping[str, str] = os.environ) -> str:

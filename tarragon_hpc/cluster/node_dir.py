@@ -1,10 +1,11 @@
 """The private directory for sockets of a run's workers on one node.
 
-On the head's node it is the head's. On every other the workers of the run share one of their own,
-whose name follows from the run and the node's kernel. Each holds a shared lock in it, which the
-kernel gives back however the process ends. So whoever gets that lock for itself alone knows that
-nobody lives there, and removes the directory: the last one that leaves in good order, or, after
-deaths, the next worker of any run of the same user that makes itself a directory on this node.
+On the head's node it is the head's, if that has one. On every other the workers of the run share
+one of their own, whose name follows from the run and the node's kernel. Each holds a shared lock in
+it, which the kernel gives back however the process ends. So whoever gets that lock for itself alone
+knows that nobody lives there, and removes the directory: the last one that leaves in good order,
+or, after deaths, the next worker of any run of the same user that makes itself a directory on this
+node.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def socket_directory(head: HeadRecord) -> Iterator[Path]:
     """
     own = boot_id()
     theirs = Path(head.runtime_dir)
-    if head.boot_id == own and _is_private(theirs):
+    if head.runtime_dir and head.boot_id == own and _is_private(theirs):
         yield theirs
         return
     root = Path(tempfile.gettempdir())

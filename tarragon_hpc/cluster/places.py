@@ -21,7 +21,17 @@ _GPU = "CUDA_VISIBLE_DEVICES"
 class Places(dict[str, "WorkerSpec"]):
     """The specs of a run's workers by their ids; begins with those of `plan_workers`."""
 
-    def __init__(self, config: Config, specs: Sequence[WorkerSpec], gpus: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        specs: Sequence[WorkerSpec],
+        gpus: Sequence[str],
+        *,
+        shares_cpus: bool | None = None,
+    ) -> None:
+        """`gpus`: to be dealt out here; none under Slurm, where a slot has its own. shares_cpus:
+        whether AWs and EWs compute on the same; None: if there is no GPU.
+        """
         super().__init__({spec.worker: spec for spec in specs})
         self._counts = {
             Role.AW: config.attention.workers,
@@ -31,7 +41,9 @@ class Places(dict[str, "WorkerSpec"]):
         self._fraction = config.attention.gpu_memory_fraction
         store = worker_id(Role.CS, 0)  # a run may begin without any
         self._prefixes = config.cluster.prefix
-        made = store_spec(store, self._prefixes, shares_cpus=not gpus)
+        made = store_spec(
+            store, self._prefixes, shares_cpus=not gpus if shares_cpus is None else shares_cpus
+        )
         self._first = {store: made} | dict(self)
         self._gpus = gpus
 

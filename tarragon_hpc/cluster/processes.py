@@ -1,4 +1,4 @@
-"""Child processes of the head: each with a session, a socket to the head and a log of its own."""
+"""Child processes of the head: each with a session and a log of its own, most with a line to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 # What a killed process has left is waited for so often.
@@ -55,6 +55,30 @@ def start_process(
         ours.close()
         raise
     return Started(process, pidfd, ours)
+
+
+def start_free(
+    command: Sequence[str], env: Mapping[str, str], log: Path, *, pipes: bool
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Run a command that outlives this process, with a session and just this environment; returns
+    what tells its end, too. What it says as an error is appended to `log`, and its output as well,
+    unless there are `pipes` to and from it. Raises OSError.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else output,
+            stderr=output,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        return process, os.pidfd_open(process.pid)
+    except OSError:
+        kill_group(process.pid)
+        process.wait()
+        raise
 
 
 def kill_group(pid: int) -> None:

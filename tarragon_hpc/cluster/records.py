@@ -28,7 +28,8 @@ _LONGEST_LINE = 128
 class HeadRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="head"):
     """Where a run's head listens. `endpoint` is the gateway's URL, with its real port.
 
-    runtime_dir: on the head's node. interfaces: all addresses of that node, by interface. nonce:
+    runtime_dir: on the head's node; empty: its workers have one of their own there too, since they
+    may outlive it. interfaces: all addresses of that node, by interface. nonce:
     of the run. incarnation: of the head, from 1. boot_id: of its node's kernel; it tells nodes
     apart, host names do not. What is empty is filled in by `rendezvous.write_head`.
     """

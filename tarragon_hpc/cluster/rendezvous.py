@@ -7,7 +7,7 @@
         head.N.json      where that head listens (HeadRecord); the highest N counts
         workers/         ew0.2.claim, taken by the one process that is this incarnation;
                          ew0.2.json, what it says of itself (WorkerRecord), for diagnosis
-        journal.jsonl    every event the orchestrator acted on
+        journal.jsonl    every event the orchestrator acted on; the N-th head's: journal.N.jsonl
         timeline.jsonl   what happened when
         logs/            one file per worker and incarnation
 
@@ -26,6 +26,7 @@ import hashlib
 import logging
 import os
 import re
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -67,6 +68,12 @@ def run_nonce(secret: bytes) -> str:
     return hashlib.sha256(b"tarragon run" + secret).hexdigest()[:12]
 
 
+def run_stem(config: Config) -> str:
+    """How the names of a configuration's runs begin."""
+    name = config.run.name or config.model.served_name or Path(config.model.path).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+
+
 def create_run(config: Config, run_dir: Path | None = None, *, now: float | None = None) -> Path:
     """Make the directory of a new run, with its secret and configuration; returns its path.
 
@@ -75,10 +82,8 @@ def create_run(config: Config, run_dir: Path | None = None, *, now: float | None
     secret = new_secret()
     if run_dir is None:
         key = "run.root"
-        name = config.run.name or config.model.served_name or Path(config.model.path).resolve().name
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
         stamp = time.strftime(_STAMP_FORMAT, time.gmtime(now))
-        path = local_path(config.run.root) / f"{stem}-{stamp}-{run_nonce(secret)[:6]}"
+        path = local_path(config.run.root) / f"{run_stem(config)}-{stamp}-{run_nonce(secret)[:6]}"
     else:
         key = "--run-dir"
         path = run_dir.expanduser().absolute()
@@ -121,16 +126,38 @@ def is_runtime_dir(path: Path) -> bool:
     )
 
 
-def write_head(run_dir: Path, record: HeadRecord) -> HeadRecord:
-    """Publish where the head listens, as the next head of this run; returns the whole record.
+def newest_claim(names: list[str]) -> int:
+    """The newest head that any process has claimed to be, of the `names` in a run directory."""
+    return max((n for n, _ in _numbered(names, "claim")), default=0)
+
+
+def claim_head(run_dir: Path, after: int | None = None) -> int | None:
+    """Become the next head of a run: no other process is, and those before it are superseded.
+    Returns its number. `after`: only as the successor of this one, None if somebody else is that.
 
     Raises ClusterError.
     """
     run = Directory(run_dir)
+    who = f"pid {os.getpid()} on {socket.gethostname()}\n"
     try:
-        number = 1 + max((n for n, _ in _numbered(run.names(), "claim")), default=0)
-        while not run.claim(f"head.{number}.claim", f"pid {record.pid} on {record.host}\n"):
+        number = 1 + (newest_claim(run.names()) if after is None else after)
+        while not run.claim(f"head.{number}.claim", who):
+            if after is not None:
+                return None
             number += 1
+    except OSError as error:
+        raise ClusterError(f"{run_dir}: cannot be written: {said(error)}") from None
+    return number
+
+
+def write_head(run_dir: Path, record: HeadRecord) -> HeadRecord:
+    """Publish where the head listens, under the number that it has claimed; without one (0) as the
+    next head. Returns the whole record. Raises ClusterError.
+    """
+    number = record.incarnation or claim_head(run_dir)
+    assert number is not None
+    run = Directory(run_dir)
+    try:
         whole = msgspec.structs.replace(
             record,
             interfaces=record.interfaces or node.interfaces(),

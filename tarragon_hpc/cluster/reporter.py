@@ -98,11 +98,11 @@ class Reporter:
         if after.phase is RunPhase.RUNNING and before.phase is RunPhase.STARTING:
             took = round(after.since - before.since, 3)
             self._timeline.record("run serving", took_s=took)
-            self.serving.set()
         self._measure(before, after, event)
 
     def _tell_of_admission(self, change: ch.Availability) -> None:
         if change.serving:
+            self.serving.set()
             self._timeline.record("admission opened")
             log.info("admission opened")
         else:
@@ -128,11 +128,15 @@ class Reporter:
             case ev.DrainBegan():
                 record("drain began", reason=event.reason, drain_s=event.drain_s)
             case ev.StopBegan():
-                more = {"handover": True} if event.handover else {}
-                record("stop began", reason=event.reason, failed=event.failed, **more)
+                record(
+                    "stop began",
+                    reason=event.reason,
+                    failed=event.failed,
+                    handover=event.handover,
+                )
             case ev.RunEnded():
                 record("run ended", reason=after.reason)
-            case ev.RunCreated():
+            case ev.RunCreated() | ev.HeadChanged():
                 pass
             case _:
                 self._tell_of_worker(before, after, event)
@@ -153,6 +157,8 @@ class Reporter:
                 record("worker's job runs", job=event.job)
             case ev.WorkerRegistered():
                 record("worker registered", pid=event.pid, host=event.host)
+            case ev.WorkerReturned():
+                record("worker returned", pid=event.pid, host=event.host)
             case ev.WorkerWelcomed():
                 record("worker welcomed")
             case ev.WorkerReady():
@@ -204,6 +210,9 @@ class Reporter:
                 record("worker told to stop", reason=event.reason)
             case ev.WorkerLeaving():
                 record("worker leaving", reason=event.reason)
+            case ev.WorkerNoticed():
+                log.warning("%s was given notice: %s", who, event.reason)
+                record("worker given notice", reason=event.reason)
             case ev.WorkerFenced():
                 record("worker fenced")
             case ev.WorkerLost() | ev.WorkerExited():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cluster.directory import Directory, said
 from tarragon_hpc.cluster.records import MAX_BYTES, WorkerRecord, decode
 from tarragon_hpc.cluster.rendezvous import WORKERS
-from tarragon_hpc.errors import RecordError
+from tarragon_hpc.errors import ClusterError, RecordError
 from tarragon_hpc.ids import Incarnation
 
 if TYPE_CHECKING:
@@ -112,6 +112,24 @@ def look(workers: Directory, roster: Roster, names: Sequence[str]) -> None:
             why = f"{name}: {said(error)}"
         if why is not None:
             log.debug("%s: ignored: %s", workers.path, why)
+
+
+def claims(run_dir: Path) -> dict[str, int]:
+    """The newest incarnation of every worker that any process has claimed to be.
+
+    Raises ClusterError.
+    """
+    workers = Directory(run_dir).under(WORKERS)
+    newest: dict[str, int] = {}
+    try:
+        names = workers.names()
+    except OSError as error:
+        raise ClusterError(f"{workers.path}: {said(error)}") from None
+    for name in names:
+        who = incarnation_of(name)
+        if who is not None:
+            newest[who.worker] = max(who.number, newest.get(who.worker, 0))
+    return newest
 
 
 def explain(run_dir: Path, head: HeadRecord, absent: Sequence[Incarnation]) -> str:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.cluster.slurm.resources import components
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.ids import Incarnation, Role, parse_worker_id, worker_id
 
@@ -41,10 +42,12 @@ class WorkerSpec:
         arguments = self.arguments(who, run_dir, parent)
         return [*self.prefix, *self.program, *arguments, "--lifeline", str(lifeline)]
 
-    def arguments(self, who: Incarnation, run_dir: Path, parent: int) -> list[str]:
-        """What the program is told but for the lifeline."""
+    def arguments(self, who: Incarnation, run_dir: Path, parent: int | None = None) -> list[str]:
+        """What the program is told but for the lifeline. parent: the process to die with."""
         arguments = ["--worker", who.worker, "--incarnation", str(who.number)]
-        arguments += ["--run-dir", str(run_dir), "--parent", str(parent)]
+        arguments += ["--run-dir", str(run_dir)]
+        if parent is not None:
+            arguments += ["--parent", str(parent)]
         if self.cpus is not None:
             arguments += ["--cpus", ",".join(map(str, self.cpus))]
         if self.shares_cpus:
@@ -87,6 +90,22 @@ def plan_workers(config: Config, cpus: Sequence[int], gpus: Sequence[str]) -> li
             )
     stores = (worker_id(Role.CS, number) for number in range(config.checkpoint.stores))
     return [*specs, *(store_spec(store, prefixes, shares_cpus=not gpus) for store in stores)]
+
+
+def plan_steps(config: Config) -> list[WorkerSpec]:
+    """The workers of a run whose places are Slurm's to give: CPUs and GPU of a slot are bound and
+    named by Slurm. Raises ConfigError.
+    """
+    slots = {role: part.config for part in components(config) for role in part.roles}
+    threads = {Role.AW: config.attention.threads, Role.EW: config.experts.threads}
+    prefixes = config.cluster.prefix
+    specs = []
+    for role, count in ((Role.AW, config.attention.workers), (Role.EW, config.experts.workers)):
+        env = {"OMP_NUM_THREADS": str(threads[role] or slots[role].cpus_per_slot)}
+        workers = (worker_id(role, number) for number in range(count))
+        specs += [WorkerSpec(w, role, None, env, prefix=prefix_of(w, prefixes)) for w in workers]
+    stores = (worker_id(Role.CS, number) for number in range(config.checkpoint.stores))
+    return [*specs, *(store_spec(store, prefixes, shares_cpus=False) for store in stores)]
 
 
 def prefix_of(worker: str, prefixes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -24,12 +23,12 @@ from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.transport.interfaces import data_address
 from tarragon_hpc.transport.turns import spin_us, take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
+from tarragon_hpc.wire.notice import Terminator
 from tarragon_hpc.wire.to_head import Ready, Stopping
 from tarragon_hpc.wire.to_worker import Drain, Load, Shutdown, ToWorker, Unload, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from tarragon_hpc.models.spec import ModelSpec
     from tarragon_hpc.ops.base import ExpertBank
@@ -60,9 +59,9 @@ class _Orders:
             case _:
                 log.warning("a message that is not for an EW: %s", type(message).__name__)
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, wherever it is."""
-        self.stop(signal.Signals(number).name, drain=True)
+    def leave(self) -> None:
+        """SIGTERM; in the main thread, wherever it is."""
+        self.stop("SIGTERM", drain=True)
 
     def stop(self, reason: str, *, drain: bool) -> None:
         """From any thread; also before there is a server."""
@@ -70,6 +69,10 @@ class _Orders:
         if self._server is not None:
             self._server.stop(reason, drain=drain)
         self._welcome.put(None)
+
+    def told(self) -> bool:
+        """Whether it is to leave already."""
+        return self._stop is not None
 
     def wait_for_welcome(self) -> Welcome | None:
         """The experts to serve; None if the worker is to stop before it was given any."""
@@ -103,8 +106,8 @@ def main(context: WorkerContext) -> int:
     )
     loader = Loader(context.worker, context.incarnation, lambda holding: link.send(holding))
     orders = _Orders(loader.put)
-    signal.signal(signal.SIGTERM, orders.on_signal)
     link = WorkerLink(context, listener.address(), orders.on_message, orders.stats)
+    Terminator(context, link.send, orders.leave, orders.told).install()
     link.start()
     try:
         welcome = orders.wait_for_welcome()

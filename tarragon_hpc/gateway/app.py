@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 
 import tarragon_hpc
 from tarragon_hpc.errors import TarragonError
+from tarragon_hpc.gateway.answer import HEADER as IDEMPOTENCY
+from tarragon_hpc.gateway.answer import read_key
 from tarragon_hpc.gateway.body import read_json_body
 from tarragon_hpc.gateway.chat import open_chat
 from tarragon_hpc.gateway.completions import open_completion
@@ -19,10 +21,12 @@ from tarragon_hpc.gateway.errors import CLIENT_GONE, explain, http_error
 from tarragon_hpc.gateway.fields import read_request
 from tarragon_hpc.gateway.front import FrontDoor, KeyRing
 from tarragon_hpc.gateway.generation import Service
+from tarragon_hpc.gateway.keeper import Keeper, Origin
 from tarragon_hpc.gateway.metrics import GatewayMetrics
-from tarragon_hpc.gateway.replay import Replays, read_position
+from tarragon_hpc.gateway.replay import read_position
+from tarragon_hpc.gateway.request_log import RequestLog
 from tarragon_hpc.gateway.sampling import Limits, SamplingDefaults
-from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
+from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest, GenerationRequest
 from tarragon_hpc.gateway.stream import (
     EventStream,
     JsonResponse,
@@ -34,16 +38,19 @@ from tarragon_hpc.gateway.template import ChatTemplate
 from tarragon_hpc.gateway.text import TextCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from prometheus_client import CollectorRegistry
 
     from tarragon_hpc.config import Config
+    from tarragon_hpc.gateway.answer import Answer
     from tarragon_hpc.gateway.formats import Format
     from tarragon_hpc.gateway.generation import Generation
-    from tarragon_hpc.gateway.schema import GenerationRequest
+    from tarragon_hpc.gateway.records import Kind
     from tarragon_hpc.gateway.sessions import Sessions
     from tarragon_hpc.models.spec import ModelSpec
+
+R = TypeVar("R", bound=GenerationRequest)
 
 
 def create_app(
@@ -53,17 +60,21 @@ def create_app(
     config: Config,
     status: Callable[[], dict[str, Any]],
     registry: CollectorRegistry,
+    notes: RequestLog | None = None,
 ) -> FastAPI:
     """The gateway's ASGI app. All of it runs in the sessions' event loop.
 
     status: what GET /status answers, in JSON types. registry: what GET /metrics answers; the
-    gateway's own metrics are added to it. Raises ModelError if the checkpoint's tokenizer, chat
-    template or generation config is broken; that it has none is no error.
+    gateway's own metrics are added to it. notes: the sessions' notebook; the app's `state.keeper`
+    begins it in a run directory, and takes over what earlier heads have left there. Raises
+    ModelError if the checkpoint's tokenizer, chat template or generation config is broken; that it
+    has none is no error.
     """
     service = _service(sessions, spec, config, GatewayMetrics(registry, sessions.stats))
     app = FastAPI(title="tarragon", docs_url=None, redoc_url=None, openapi_url=None)
     keys = KeyRing(config.gateway.api_keys)
-    replays = Replays(config.gateway.max_requests, config.gateway.resume_s)
+    limit, keep_s = config.gateway.max_requests, config.gateway.resume_s
+    keeper = app.state.keeper = Keeper(service, notes or RequestLog(), limit, keep_s)
     app.add_middleware(FrontDoor, keys=keys, metrics=service.metrics)
     app.add_exception_handler(TarragonError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -82,27 +93,36 @@ def create_app(
         return keys.holder(raw.headers.get("authorization"))
 
     async def answer(
-        raw: Request, request: GenerationRequest, generation: Generation, form: Format
+        raw: Request,
+        kind: Kind,
+        model: type[R],
+        admit: Callable[..., Coroutine[Any, Any, tuple[Generation, Format]]],
     ) -> Response:
-        if not request.resumable:
-            return await _answer(raw, request, generation, form)
-        source = events(generation, form, request.stream_options)
-        names = [generation.id, raw.state.request_id]
-        return replays.open(generation, source, holder=holder(raw), names=names).stream(0)
+        body = await read_json_body(raw, max_body)
+        request = read_request(model, body)
+        key = None if request.stream else read_key(raw.headers.get(IDEMPOTENCY))
+        origin = Origin(kind, body, holder(raw), raw.state.request_id, key)
+        if key is not None and (known := keeper.asked(origin)) is not None:
+            return await _once(raw, known)
+        kept = request.resumable or key is not None
+        generation, form = await admit(service, request, kept=kept)
+        if request.resumable:
+            return keeper.stream(generation, form, request, origin).stream(0)
+        if key is not None:
+            return await _once(raw, keeper.answer(generation, form, origin))
+        return await _answer(raw, request, generation, form)
 
     @app.post("/v1/completions")
     async def completions(raw: Request) -> Response:
-        request = read_request(CompletionRequest, await read_json_body(raw, max_body))
-        return await answer(raw, request, *await open_completion(service, request))
+        return await answer(raw, "completions", CompletionRequest, open_completion)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(raw: Request) -> Response:
-        request = read_request(ChatRequest, await read_json_body(raw, max_body))
-        return await answer(raw, request, *await open_chat(service, request))
+        return await answer(raw, "chat", ChatRequest, open_chat)
 
     @app.get("/v1/requests/{name:path}/stream")
     async def resume(raw: Request, name: str) -> Response:
-        replay = replays.find(name, holder(raw))
+        replay = keeper.find(name, holder(raw))
         known = read_position(raw.query_params, raw.headers.get("last-event-id"))
         response = replay.stream(known)
         service.metrics.streams_resumed.inc()
@@ -166,6 +186,11 @@ async def _answer(
     if pieces is None:
         return Response(status_code=CLIENT_GONE)
     return JsonResponse(form.response(pieces))
+
+
+async def _once(raw: Request, answer: Answer) -> Response:
+    value = await until_disconnect(raw.receive, answer.get())
+    return Response(status_code=CLIENT_GONE) if value is None else JsonResponse(value)
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

@@ -17,11 +17,15 @@ _ROLE = "assistant"
 _CHUNK = "chat.completion.chunk"
 
 
-async def open_chat(service: Service, request: ChatRequest) -> tuple[Generation, ChatFormat]:
-    """Admit a request. Raises TarragonError."""
+async def open_chat(
+    service: Service, request: ChatRequest, *, kept: bool
+) -> tuple[Generation, ChatFormat]:
+    """Admit a request. Nothing is waited for once its sequences run. Raises TarragonError."""
     service.check_model(request.model)
     prompt = await encode_chat(request, service.codec, service.template, service.limits.max_len)
-    generation = Generation(service, request, [prompt], prefix="chatcmpl", param="messages")
+    generation = Generation.admit(
+        service, request, [prompt], prefix="chatcmpl", param="messages", kept=kept
+    )
     return generation, ChatFormat(request, generation)
 
 

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 async def open_completion(
-    service: Service, request: CompletionRequest
+    service: Service, request: CompletionRequest, *, kept: bool
 ) -> tuple[Generation, CompletionFormat]:
-    """Admit a request. Raises TarragonError."""
+    """Admit a request. Nothing is waited for once its sequences run. Raises TarragonError."""
     service.check_model(request.model)
     prompts = await encode_completion(request, service.codec, service.limits.max_len)
-    generation = Generation(service, request, prompts, prefix="cmpl", param="prompt")
+    generation = Generation.admit(
+        service, request, prompts, prefix="cmpl", param="prompt", kept=kept
+    )
     return generation, CompletionFormat(request, generation)
 
 

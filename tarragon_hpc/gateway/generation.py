@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Self
 
 from tarragon_hpc.errors import RequestError
 from tarragon_hpc.gateway.output import OutputOptions, Piece, SequenceOutput
-from tarragon_hpc.gateway.sampling import check_prompt, sampling_specs
+from tarragon_hpc.gateway.sampling import check_prompt, sampling_specs, seeded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from tarragon_hpc.gateway.handle import Handle
     from tarragon_hpc.gateway.metrics import GatewayMetrics
     from tarragon_hpc.gateway.sampling import Limits, SamplingDefaults
     from tarragon_hpc.gateway.schema import ChatRequest, CompletionRequest
     from tarragon_hpc.gateway.sessions import Sessions
+    from tarragon_hpc.gateway.state import SequenceState
     from tarragon_hpc.gateway.template import ChatTemplate
     from tarragon_hpc.gateway.text import TextCodec
 
@@ -48,8 +50,8 @@ class Service:
 class Generation:
     """The choices of one request; choice p * n + i is the i-th of prompt p.
 
-    Raises what the checks and `Sessions.open` raise. Use as a context manager: leaving it aborts
-    whatever still runs.
+    id, created: what the client is told. Use as a context manager: leaving it aborts whatever still
+    runs.
     """
 
     def __init__(
@@ -57,26 +59,17 @@ class Generation:
         service: Service,
         request: CompletionRequest | ChatRequest,
         prompts: list[list[int]],
+        handle: Handle,
         *,
-        prefix: str,
-        param: str,
+        id: str,  # noqa: A002 - the API's name
+        created: int,
     ) -> None:
-        if request.stop and service.codec is None:
-            raise RequestError("stop: needs a tokenizer, and the model has none", param="stop")
-        service.sessions.check_count(len(prompts) * request.n)
-        for prompt in prompts:
-            check_prompt(prompt, service.limits, param)
-        work = [
-            (prompt, spec)
-            for prompt in prompts
-            for spec in sampling_specs(request, len(prompt), service.limits, service.defaults)
-        ]
-        self.id = f"{prefix}-{request.request_id or uuid.uuid4().hex}"
-        self.created = int(time.time())
+        self.id = id
+        self.created = created
         self.model = service.names[0]
         self.n = request.n
         self.prompts = prompts
-        self.completion_tokens = [0] * len(work)
+        self.completion_tokens = [0] * len(handle.sequences)
         self._metrics = service.metrics
         options = OutputOptions(
             stop=tuple(request.stop),
@@ -85,8 +78,10 @@ class Generation:
             skip_special_tokens=request.skip_special_tokens,
             return_tokens_as_token_ids=request.return_tokens_as_token_ids,
         )
-        self._outputs = [SequenceOutput(service.codec, prompt, options) for prompt, _ in work]
-        self._handle = service.sessions.open(work, self.id)
+        self._outputs = [
+            SequenceOutput(service.codec, state.prompt, options) for state in handle.sequences
+        ]
+        self._handle = handle
 
     def __repr__(self) -> str:
         return f"Generation({self.id}, {self._handle})"
@@ -98,6 +93,40 @@ class Generation:
         self._handle.close()
         for gap in self._handle.gaps():
             self._metrics.stream_gap.observe(gap)
+
+    @classmethod
+    def admit(
+        cls,
+        service: Service,
+        request: CompletionRequest | ChatRequest,
+        prompts: list[list[int]],
+        *,
+        prefix: str,
+        param: str,
+        kept: bool,
+    ) -> Self:
+        """Check a request and start its sequences; kept: they are to survive the head.
+
+        Raises what the checks and `Sessions.open` raise.
+        """
+        if request.stop and service.codec is None:
+            raise RequestError("stop: needs a tokenizer, and the model has none", param="stop")
+        service.sessions.check_count(len(prompts) * request.n)
+        for prompt in prompts:
+            check_prompt(prompt, service.limits, param)
+        work = [
+            (prompt, seeded(spec) if kept else spec)
+            for prompt in prompts
+            for spec in sampling_specs(request, len(prompt), service.limits, service.defaults)
+        ]
+        name = f"{prefix}-{request.request_id or uuid.uuid4().hex}"
+        handle = service.sessions.open(work, name, kept=kept)
+        return cls(service, request, prompts, handle, id=name, created=int(time.time()))
+
+    @property
+    def sequences(self) -> list[SequenceState]:
+        """The sequences of the choices."""
+        return self._handle.sequences
 
     @property
     def choices(self) -> int:

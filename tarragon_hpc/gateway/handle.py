@@ -59,8 +59,13 @@ class Handle:
         self.close()
 
     def masked(self, position: int) -> int:
-        """Expert calls that were left out of a sequence so far."""
-        return self._sequences[position].log.masked
+        """Expert calls that were left out of a sequence, as far as it has been read."""
+        return self._sequences[position].log.masked_until(self._read[position])
+
+    @property
+    def sequences(self) -> list[SequenceState]:
+        """The sequences, in the order in which they were opened."""
+        return self._sequences
 
     def gaps(self) -> list[float]:
         """The longest time between two arrivals of tokens, of every sequence that had two."""
@@ -76,6 +81,7 @@ class Handle:
     def abort(self, position: int) -> None:
         """Stop one sequence (a stop string was found); the others go on."""
         if position in self._unread:
+            self._sequences[position].stopped = True
             self._end([position])
 
     def close(self) -> None:
@@ -91,7 +97,7 @@ class Handle:
             error = sequence.error
             self.close()
             raise error
-        self._read[position] = len(log.token_ids)
+        self._read[position] = len(log.token_ids) + log.finish_alone
         if log.finish is not None:
             self._end([position])
         elif sequence.error is not None:

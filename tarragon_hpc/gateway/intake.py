@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.errors import RequestError, Unavailable
+from tarragon_hpc.gateway.records import item
 from tarragon_hpc.gateway.tokenlog import Verdict
 from tarragon_hpc.ids import Incarnation
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.gateway.fleet import Fleet
     from tarragon_hpc.gateway.moves import Moves
+    from tarragon_hpc.gateway.records import Item
     from tarragon_hpc.gateway.state import SequenceState
     from tarragon_hpc.gateway.tally import Tally, Tell
     from tarragon_hpc.wire.common import TokenDelta
@@ -39,6 +41,7 @@ class Intake:
         self._tally = tally
         self._tell = tell
         self._knows = knows
+        self._new: list[Item] = []
 
     def tokens(self, message: Tokens) -> None:
         """Log what an engine step produced; what is stale, unknown or known is dropped, counted."""
@@ -50,6 +53,7 @@ class Intake:
             else:
                 stale = source not in self._fleet or self._knows(delta.request)
                 self._tally.dropped["stale" if stale else "unknown"] += 1
+        self._write()
 
     def refused(self, message: Refused) -> None:
         """The mistake is in the request."""
@@ -114,9 +118,25 @@ class Intake:
         if len(log.token_ids) > had:
             state.fruitless = 0
         if log.finish in ("abort", "error"):
-            finish, log.finish, log.stop_reason = log.finish, None, None
+            finish = log.finish
+            log.end(None)
+            self._note(state, delta, had)
+            self._write()
             self._moves.strand([state], source, f"the engine of {source} ended it ({finish})")
         elif log.finish is not None:
+            self._note(state, delta, had)
             self._fleet.take(state)
             self._tally.finish(state)
+        else:
+            self._note(state, delta, had)
         state.notify()
+
+    def _note(self, state: SequenceState, delta: TokenDelta, had: int) -> None:
+        if state.kept and (len(state.log.token_ids) > had or state.log.finish is not None):
+            self._new.append(item(delta, had, state.log))
+
+    def _write(self) -> None:
+        """Those who read have been notified, but run later: they see nothing unwritten."""
+        new, self._new = self._new, []
+        if new and self._tally.notebook is not None:
+            self._tally.notebook.produced(new)

@@ -97,8 +97,7 @@ class Moves:
             state.fruitless += fruitless
             if state.full:
                 # All it lacked is the word that it was done.
-                state.log.finish = "length"
-                self._tally.finish(state)
+                self._tally.fill(state)
             elif failover.is_hopeless(state):
                 self._fail(
                     state,
@@ -141,7 +140,7 @@ class Moves:
 
     def _give(self, state: SequenceState, who: Incarnation) -> None:
         state.attempt += 1
-        self.moved += state.attempt > 1
+        self.moved += state.attempt > 1  # of a restored one even the first one is a move
         self._fleet.give(state, who)
         # The log grows while the message may still be in a queue.
         tokens = list(state.log.token_ids)

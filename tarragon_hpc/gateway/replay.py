@@ -1,23 +1,23 @@
 """Streams that a client can come back to: their events are kept, and they go on without it.
 
-The server-sent events of such a stream are numbered from 1. Memory is bounded: at most `limit`
-streams are kept, each as long as its generation may get (`max_tokens` of its sequences). Where one
-more is opened, the oldest of those that have ended is forgotten before its time. Those that run
-are never more than the sequences that may be open.
+The server-sent events of such a stream are numbered from 1. They follow from the tokens alone
+(`ordered`), so a head that knows the tokens makes the same events with the same numbers.
 """
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
 
 from tarragon_hpc.errors import HandingOver, RequestError
 from tarragon_hpc.gateway.fields import shown
+from tarragon_hpc.gateway.ongoing import Ongoing
 from tarragon_hpc.gateway.stream import EventStream, last_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from contextlib import AbstractContextManager
 
 
@@ -40,12 +40,11 @@ def read_position(query: Mapping[str, str], last_event_id: str | None) -> int:
     return int(text)
 
 
-class Replay:
+class Replay(Ongoing):
     """The events of one stream so far, and the task that makes them.
 
-    name: for the log. generation: entered while events are made; leaving it ends what still runs.
-    source: the events, without numbers. gone: called when it is to be found no more: `keep_s`
-    after its end, or when nobody has read for so long while it runs, and it is given up.
+    generation: entered while events are made; leaving it ends what still runs. source: the events,
+    without numbers. The rest is as for `Ongoing`.
     """
 
     def __init__(
@@ -54,45 +53,34 @@ class Replay:
         generation: AbstractContextManager[object],
         source: AsyncGenerator[bytes],
         keep_s: float,
-        gone: Callable[[Replay], None],
+        gone: Callable[[Any], None],
+        *,
+        asleep: bool = False,
     ) -> None:
-        self.name = name
-        self.ended = False
-        self._keep_s = keep_s
-        self._gone = gone
+        super().__init__(name, keep_s, gone, asleep=asleep)
+        self._generation = generation
+        self._source = source
+        self._restored = asleep
         self._events: list[bytes] = []
         self._error: Exception | None = None
         self._farewell = b""
-        self._news = asyncio.Event()
-        self._readers = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._task = asyncio.create_task(self._make(generation, source), name=f"replay {name}")
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running"
         return f"Replay({self.name}, {state}, {len(self._events)} events, {self._readers} readers)"
 
     def stream(self, number: int) -> EventStream:
-        """A response with the events after that number. Raises RequestError if it has no such."""
-        if number > len(self._events):
+        """A response with the events after that number. Raises RequestError if it has no such.
+
+        Of a stream that another head had begun the client may have more than is known here: it
+        goes on where the client is.
+        """
+        if number > len(self._events) and (self.ended or not self._restored):
             raise RequestError(
                 f"after: {number} is beyond the last event so far, {len(self._events)}",
                 param="after",
             )
-        return EventStream(self.name, self._reading(), self._after(number))
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """While somebody reads it the stream goes on."""
-        self._readers += 1
-        if not self.ended:
-            self._set_timer(None)
-        try:
-            yield
-        finally:
-            self._readers -= 1
-            if self._readers == 0 and not self.ended:
-                self._set_timer(self._give_up)
+        return EventStream(self.name, self.reading(), self._after(number))
 
     async def _after(self, number: int) -> AsyncGenerator[bytes]:
         """The events after that number, as they come; several may come as one.
@@ -100,6 +88,9 @@ class Replay:
         Ends with the stream. Raises what ended it before its first event.
         """
         while True:
+            if self.cut:
+                # Without the end that HTTP gives a whole answer: the client is to come back.
+                raise ClientDisconnect
             if number < len(self._events):
                 start, number = number, len(self._events)
                 yield b"".join(self._events[start:number])
@@ -112,12 +103,10 @@ class Replay:
                     yield self._farewell
                 return
 
-    async def _make(
-        self, generation: AbstractContextManager[object], source: AsyncGenerator[bytes]
-    ) -> None:
+    async def _make(self) -> None:
         try:
-            with generation:
-                async with aclosing(source):
+            with self._generation:
+                async with aclosing(self._source) as source:
                     async for event in source:
                         self._append(event)
         except Exception as error:  # noqa: BLE001 - readers are told, whatever it was
@@ -128,90 +117,7 @@ class Replay:
                 self._append(words)
             else:
                 self._error = error
-        finally:
-            self.ended = True
-            self._wake()
-            self._set_timer(self._forget)
 
     def _append(self, event: bytes) -> None:
         self._events.append(b"id: %d\n%b" % (len(self._events) + 1, event))
-        self._wake()
-
-    def _wake(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-    def _give_up(self) -> None:
-        self._gone(self)
-        self._task.cancel()
-
-    def _forget(self) -> None:
-        self._gone(self)
-
-    def _set_timer(self, what: Callable[[], None] | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if what is not None:
-            self._timer = asyncio.get_running_loop().call_later(self._keep_s, what)
-
-
-class Replays:
-    """The streams that can be come back to, by who opened them and what they are called.
-
-    keep_s: how long one goes on without a reader, and how long it stays after its end.
-    """
-
-    def __init__(self, limit: int, keep_s: float) -> None:
-        self._limit = limit
-        self._keep_s = keep_s
-        self._kept: dict[Replay, list[tuple[bytes, str]]] = {}
-        self._named: dict[tuple[bytes, str], Replay] = {}
-
-    def __repr__(self) -> str:
-        return f"Replays({len(self._kept)} of {self._limit})"
-
-    def __len__(self) -> int:
-        """How many are kept."""
-        return len(self._kept)
-
-    def open(
-        self,
-        generation: AbstractContextManager[object],
-        source: AsyncGenerator[bytes],
-        *,
-        holder: bytes,
-        names: list[str],
-    ) -> Replay:
-        """Begin a stream, which owns the generation from now on.
-
-        names: what its holder may call it; of two streams with one name the newer one counts.
-        """
-        if len(self._kept) >= self._limit:
-            ended = next((replay for replay in self._kept if replay.ended), None)
-            if ended is not None:
-                self._drop(ended)
-        replay = Replay(names[0], generation, source, self._keep_s, self._drop)
-        keys = [(holder, name) for name in names]
-        self._kept[replay] = keys
-        self._named |= dict.fromkeys(keys, replay)
-        return replay
-
-    def find(self, name: str, holder: bytes) -> Replay:
-        """The stream that this holder calls so. Raises RequestError (404).
-
-        Whether somebody else has one of that name must not show.
-        """
-        replay = self._named.get((holder, name))
-        if replay is None:
-            raise RequestError(
-                f"request {shown(name)}: there is no resumable stream of this id (any more)",
-                code="request_not_found",
-                status=404,
-            )
-        return replay
-
-    def _drop(self, replay: Replay) -> None:
-        for key in self._kept.pop(replay, ()):
-            if self._named.get(key) is replay:
-                del self._named[key]
+        self._tell()

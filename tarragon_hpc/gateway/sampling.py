@@ -1,8 +1,9 @@
-"""From the fields of a request to the sampling of its sequences, with vLLM's defaults. Pure."""
+"""From the fields of a request to the sampling of its sequences, with vLLM's defaults."""
 
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,16 @@ def sampling_specs(
     if seed is None:
         return [first] * request.n
     return [msgspec.structs.replace(first, seed=seed + i) for i in range(request.n)]
+
+
+def seeded(spec: SamplingSpec) -> SamplingSpec:
+    """With a seed that is drawn now if it has none: whoever goes on with it draws alike.
+
+    A greedy one needs none.
+    """
+    if spec.seed is not None or spec.temperature == 0:
+        return spec
+    return msgspec.structs.replace(spec, seed=secrets.randbits(63))
 
 
 def _max_tokens(

@@ -16,6 +16,8 @@ from tarragon_hpc.gateway.fleet import Fleet
 from tarragon_hpc.gateway.handle import Handle
 from tarragon_hpc.gateway.intake import Intake
 from tarragon_hpc.gateway.moves import Moves
+from tarragon_hpc.gateway.ordered import OrderedHandle
+from tarragon_hpc.gateway.restore import restore
 from tarragon_hpc.gateway.state import SequenceState, SessionStats
 from tarragon_hpc.gateway.tally import Tally, tell_nobody
 from tarragon_hpc.gateway.tokenlog import TokenLog
@@ -24,7 +26,8 @@ from tarragon_hpc.ids import Incarnation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tarragon_hpc.gateway.tally import Tell
+    from tarragon_hpc.gateway.records import Kept
+    from tarragon_hpc.gateway.tally import Notebook, Tell
     from tarragon_hpc.wire.common import SamplingSpec
     from tarragon_hpc.wire.to_head import Failed, Refused, Resumed, Tokens
     from tarragon_hpc.wire.to_worker import ToWorker
@@ -37,6 +40,7 @@ class Sessions:
     reported by `on_worker_lost`). failover_timeout_s: how long a sequence waits for another AW
     once its own was lost and none serves. tell: is told "requests moved" (count, waiting, reason)
     of the AW that sequences were taken from, and "request resumed" of the one that goes on.
+    notebook: is told what becomes of sequences that are kept.
     """
 
     def __init__(
@@ -46,11 +50,14 @@ class Sessions:
         *,
         failover_timeout_s: float = 60.0,
         tell: Tell | None = None,
+        notebook: Notebook | None = None,
     ) -> None:
         self.max_requests = max_requests
         self._tell = tell or tell_nobody
         self._open: dict[str, SequenceState] = {}
-        self._tally = Tally()
+        self._tally = Tally(notebook)
+        self._held: list[SequenceState] = []
+        self.served = asyncio.Event()
         self._fleet = Fleet()
         self._moves = Moves(
             self._fleet, send, self._tally, timeout_s=failover_timeout_s, why=self.unavailable
@@ -98,12 +105,19 @@ class Sessions:
                 param="n",
             )
 
-    def open(self, work: Sequence[tuple[list[int], SamplingSpec]], name: str = "") -> Handle:
+    def open(
+        self,
+        work: Sequence[tuple[list[int], SamplingSpec]],
+        name: str = "",
+        *,
+        kept: bool = False,
+    ) -> Handle:
         """Start sequences of (prompt token ids, sampling), all of them or none.
 
-        name: what the client calls their answer, for the timeline. Raises Unavailable, Overloaded
-        (`max_requests` sequences are open), and what `check_count` raises. The ids must have been
-        validated.
+        name: what the client calls their answer, for the timeline. kept: the notebook is told of
+        them, and what is read of them follows from their tokens alone. Raises Unavailable,
+        Overloaded (`max_requests` sequences are open), and what `check_count` raises. The ids must
+        have been validated.
         """
         if (why := self.unavailable()) is not None:
             raise HandingOver(why) if self.handing_over else Unavailable(why)
@@ -122,14 +136,36 @@ class Sessions:
                 name=name,
                 opened=now,
                 log=TokenLog(with_logprobs=sampling.logprobs is not None),
+                kept=kept,
             )
             for prompt, sampling in work
         ]
-        handle = Handle(states, self._release)
+        handle = (OrderedHandle if kept else Handle)(states, self._release)
         for state in states:
             self._open[state.request] = state
             self._idle.clear()
             self._moves.begin(state)
+        return handle
+
+    def reopen(self, kept: Kept, first_attempt: int) -> Handle:
+        """Go on with the sequences of a request that an earlier head had opened.
+
+        Those that lack something wait for an AW without limit until the service serves for the
+        first time. Their attempts come after `first_attempt`, so that what that head's AWs and the
+        checkpoint stores still have of older ones is told apart. There may be more of them than
+        `max_requests`: they had been admitted.
+        """
+        states = restore(kept, first_attempt)
+        handle = OrderedHandle(states, self._release)
+        for state in states:
+            self._open[state.request] = state
+            self._idle.clear()
+            if state.full and state.log.finish is None and state.error is None:
+                self._tally.fill(state)
+            if state.log.finish is None and state.error is None and not state.stopped:
+                self._held.append(state)
+            state.notify()
+        self._let_go()
         return handle
 
     async def drain(self, timeout_s: float) -> int:
@@ -139,7 +175,8 @@ class Sessions:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
-            rest = [*self._fleet.everything(), *self._moves.waiting()]
+            rest = [*self._fleet.everything(), *self._moves.waiting(), *self._held]
+            self._held.clear()
             self._moves.abort(rest)
             for state in rest:
                 self._tally.fail(state, self._cut())
@@ -160,6 +197,7 @@ class Sessions:
     def set_serving(self, serving: bool, reason: str) -> None:
         """Whether requests are admitted; `reason` is told to clients if not."""
         self._serving, self._reason = serving, reason
+        self._let_go()
 
     def on_worker_serving(self, worker: str, incarnation: int) -> None:
         """This AW takes sequences from now on; its older incarnations are lost by that.
@@ -246,9 +284,20 @@ class Sessions:
 
     def _more_room(self) -> None:
         """An AW takes sequences: those that wait, and those of AWs that are silent."""
+        self._let_go()
         self._moves.settle()
         for who in self._fleet.mute():
             self._flee(who)
+
+    def _let_go(self) -> None:
+        """The first time that the service serves: what was held until then may run."""
+        if self.served.is_set() or self.unavailable() is not None:
+            return
+        self.served.set()
+        held, self._held = self._held, []
+        for state in held:
+            state.opened = time.monotonic()
+            self._moves.begin(state)
 
     def _flee(self, who: Incarnation) -> None:
         self._evacuate(who, f"attention worker {who.worker} is silent", fruitless=True)
@@ -263,11 +312,13 @@ class Sessions:
 
     def _release(self, states: list[SequenceState]) -> None:
         """A handle is through with these: abort what runs, forget all."""
-        rest = [s for s in states if s.owner is not None or s in self._moves]
+        rest = [s for s in states if s.owner is not None or s in self._moves or s in self._held]
         if rest:
+            self._held = [s for s in self._held if s not in rest]
             self._moves.abort(rest)
             self._tally.ended["aborted"] += len(rest)
         for state in states:
-            self._open.pop(state.request, None)
+            if self._open.pop(state.request, None) is not None and state.stopped:
+                self._tally.stopped(state)
         if not self._open:
             self._idle.set()

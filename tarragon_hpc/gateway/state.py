@@ -32,12 +32,16 @@ class SequenceState:
     """One sequence, from `open` until its end has been read: all that running it again takes.
 
     Times are seconds of the monotonic clock. owner: the AW incarnation that runs it; None while it
-    waits for one and once it has ended. attempt: how many AWs it was given to. error: why it ended
-    early. name: what its client calls the answer that it is part of.
+    waits for one and once it has ended. attempt: how many AWs it was given to, counted from
+    what its head begins with. error: why it ended early. name: what its client calls the answer
+    that it is part of.
 
     Once an AW could not go on with it: `left` is that AW and `reason` why, `stalled` when its last
     token had come (or it was opened), `waits` since when nobody runs it. fruitless: how often in a
     row an AW was lost with it before it had produced another token.
+
+    kept: what becomes of it is written to the request log. stopped: its text has come to a stop
+    string.
     """
 
     request: str
@@ -56,6 +60,8 @@ class SequenceState:
     waits: float = 0.0
     fruitless: int = 0
     name: str = ""
+    kept: bool = False
+    stopped: bool = False
 
     @property
     def progressed(self) -> float:

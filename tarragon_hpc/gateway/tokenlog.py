@@ -30,7 +30,12 @@ class TokenLog:
     """Tokens so far; `finish` is set once, with the last of them.
 
     logprobs: one entry per token if `with_logprobs`, else empty. masked: expert calls that were
-    left out so far. arrived: when tokens came last. gap_s: the longest time between two arrivals.
+    left out so far; masks: (steps of the log after which it is known, how many). arrived: when
+    tokens came last. gap_s: the longest time between two arrivals. finish_alone: the finish came
+    after the last token, not with it.
+
+    The steps of a log are its tokens, and one more for a finish that came alone: how it came in
+    does not show in them beyond that, so what is told step by step is told again alike.
     """
 
     with_logprobs: bool = False
@@ -38,7 +43,9 @@ class TokenLog:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
     stop_reason: int | None = None
+    finish_alone: bool = False
     masked: int = 0
+    masks: list[tuple[int, int]] = field(default_factory=list)
     gap_s: float | None = None
     arrived: float | None = None
 
@@ -65,20 +72,33 @@ class TokenLog:
             return Verdict.DUPLICATE
         return Verdict.NEW
 
-    def append(self, delta: TokenDelta, now: float = 0.0) -> Verdict:
+    def append(self, delta: TokenDelta, now: float | None = None) -> Verdict:
         """Take in what is new in a delta that came `now`, and say what it was."""
         verdict = self.judge(delta)
         if verdict is Verdict.NEW:
             known = len(self.token_ids) - delta.index
-            if known < len(delta.token_ids):
+            if known < len(delta.token_ids) and now is not None:
                 self._time(now)
-            self.masked += delta.masked
             self.token_ids += delta.token_ids[known:]
             if self.with_logprobs and delta.logprobs is not None:
                 self.logprobs += delta.logprobs[known:]
-            self.finish = delta.finish
-            self.stop_reason = delta.stop_reason
+            alone = known == len(delta.token_ids)
+            if delta.masked:
+                self.masked += delta.masked
+                self.masks.append((len(self.token_ids) + alone, delta.masked))
+            self.end(delta.finish, delta.stop_reason, alone=alone)
         return verdict
+
+    def end(
+        self, finish: str | None, stop_reason: int | None = None, *, alone: bool = True
+    ) -> None:
+        """It is finished; None: it is not, after all. alone: no token came with it."""
+        self.finish, self.stop_reason = finish, stop_reason
+        self.finish_alone = alone and finish is not None
+
+    def masked_until(self, steps: int) -> int:
+        """Expert calls that were left out in the first so many steps."""
+        return sum(masked for step, masked in self.masks if step <= steps)
 
     def _time(self, now: float) -> None:
         if self.arrived is not None:

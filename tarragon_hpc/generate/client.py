@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 _TRIES = {429: 100, 503: 10, None: 6}  # of one request, by the last answer; None: no connection
 
 
+_HANDOVER = "handover"  # the code of a 503 that says: another head goes on, this one ends
+
+
+class _HandedOver(Exception):
+    """The head ends: another one will answer what has no answer yet."""
+
+
 class _Busy(Exception):
     """An answer that says: come back later."""
 
@@ -32,6 +40,8 @@ class BatchClient:
     """Talks to one gateway. `endpoint` ends in /v1.
 
     concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
+    names: the id that a request is sent with (X-Request-Id); None: the gateway makes one up.
+    patient: a service that cannot take requests is waited for, whatever that takes.
     sleep: waits between tries, for tests.
     """
 
@@ -42,12 +52,16 @@ class BatchClient:
         concurrency: int,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
+        names: Callable[[Request], str] | None = None,
+        patient: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._base = endpoint.removesuffix("/v1")
         self._concurrency = concurrency
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._names = names
+        self._patient = patient
         self._verify = tls if tls is not None else True
         self._transport = transport
         self._sleep = sleep
@@ -55,7 +69,8 @@ class BatchClient:
     async def run(self, requests: Iterable[Request], deliver: Callable[[Outcome], None]) -> None:
         """Answer all requests; `deliver` gets each outcome once, in the order they finish.
 
-        Raises ClusterError if the service stopped answering; what was delivered stays delivered.
+        Ends early, with fewer outcomes, if the head hands its run over. Raises ClusterError if the
+        service stopped answering; what was delivered stays delivered.
         """
         todo = iter(requests)
         limits = httpx.Limits(max_connections=self._concurrency)
@@ -75,14 +90,15 @@ class BatchClient:
     async def _work(
         self, http: httpx.AsyncClient, todo: Iterator[Request], deliver: Callable[[Outcome], None]
     ) -> None:
-        for request in todo:
-            deliver(await self._answer(http, request))
+        with contextlib.suppress(_HandedOver):
+            for request in todo:
+                deliver(await self._answer(http, request))
 
     async def _answer(self, http: httpx.AsyncClient, request: Request) -> Outcome:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Busy),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
-            stop=_give_up,
+            stop=tenacity.stop_never if self._patient else _give_up,
             sleep=self._sleep,
             reraise=True,
         )
@@ -93,10 +109,13 @@ class BatchClient:
 
     async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
         try:
-            reply = await http.post(request.url, json=request.body)
+            headers = {"X-Request-Id": self._names(request)} if self._names else None
+            reply = await http.post(request.url, json=request.body, headers=headers)
         except httpx.TransportError as error:
             raise _Busy(None, f"{type(error).__name__} {error}".strip()) from None
         content = _content(reply)
+        if reply.status_code == 503 and _error(content).get("code") == _HANDOVER:
+            raise _HandedOver
         if reply.status_code in (429, 503):
             raise _Busy(reply.status_code, f"HTTP {reply.status_code} {_message(content)}")
         return Outcome(
@@ -119,5 +138,9 @@ def _content(reply: httpx.Response) -> Any:
 
 
 def _message(content: Any) -> str:
+    return str(_error(content).get("message", ""))
+
+
+def _error(content: Any) -> dict[str, Any]:
     error = content.get("error") if isinstance(content, dict) else None
-    return str(error.get("message", "")) if isinstance(error, dict) else ""
+    return error if isinstance(error, dict) else {}

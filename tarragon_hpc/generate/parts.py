@@ -1,7 +1,7 @@
 """Results of a batch that several heads work on, one after the other: a part for each.
 
     results/begun        when the first head began with it
-    results/3.jsonl      what the third head of the run has written, and nobody else ever
+    results/3.jsonl      what the third head of the batch has written, and nobody else ever
 
 No lock is trusted: on a shared filesystem there may be none, and a head that was given up may go on
 writing on its node for a while. So it has a file of its own, which the next head reads and never
@@ -37,18 +37,39 @@ _PART = re.compile(r"([1-9][0-9]*)\.jsonl")
 
 
 class Part:
-    """What this head writes; a context manager. Raises ClusterError if its number was used."""
+    """What this head writes; a context manager. Raises ClusterError if that cannot be.
 
-    def __init__(self, run_dir: Path, number: int) -> None:
-        self.path = run_dir / RESULTS / f"{number}.jsonl"
+    number: from 1; how many heads have worked on the batch so far.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / RESULTS
         try:
-            self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            self._file = self.path.open("xb")
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self.number = max(_parts(self._folder), default=0) + 1
+            while not self._create():
+                self.number += 1
         except OSError as error:
-            raise ClusterError(f"{self.path}: {error.strerror}") from None
+            raise ClusterError(f"{self._folder}: {error.strerror}") from None
+
+    def _create(self) -> bool:
+        try:
+            self._file = self._path.open("xb")
+        except FileExistsError:
+            return False
+        return True
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self.number}.jsonl"
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another head has begun to go on with the batch."""
+        return max(_parts(self._folder)) > self.number
 
     def __repr__(self) -> str:
-        return f"Part({self.path})"
+        return f"Part({self._path})"
 
     def __enter__(self) -> Self:
         return self
@@ -157,14 +178,18 @@ def _results(run_dir: Path, target: str, known: Set[str]) -> Iterator[Found]:
     """What is in the target, from an earlier run or merge, and in the parts, in order."""
     yield from _of_target(target, known)
     folder = run_dir / RESULTS
-    names: list[str] = []
-    with contextlib.suppress(FileNotFoundError):
-        names = os.listdir(folder)
-    matches = (_PART.fullmatch(name) for name in names)
-    for number in sorted(int(match[1]) for match in matches if match):
+    for number in _parts(folder):
         path = folder / f"{number}.jsonl"
         with path.open("rb") as file:
             yield from read_results(file, str(path), known)
+
+
+def _parts(folder: Path) -> list[int]:
+    try:
+        matches = [_PART.fullmatch(name) for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _of_target(target: str, known: Set[str]) -> Iterator[Found]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tarragon_hpc.generate.report import Tally
-
 if TYPE_CHECKING:
     from tarragon_hpc.generate.outputs import Outcome
+    from tarragon_hpc.generate.report import Tally
 
 WINDOW_S = 60.0
 

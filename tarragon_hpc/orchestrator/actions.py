@@ -149,6 +149,13 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """The job is being taken away: another head is to go on with the run."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """The run cannot go on: stop it as failed. absent: who is waited for and never registered."""
 
@@ -178,6 +185,7 @@ Action: TypeAlias = (
     | Drain
     | Stop
     | Remove
+    | HandOver
     | GiveUp
     | EndRun
 )

@@ -12,6 +12,7 @@ from tarragon_hpc.orchestrator.apply_worker import after, forward
 from tarragon_hpc.orchestrator.hopeless import down
 from tarragon_hpc.orchestrator.placement import Placement
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.takeover import change_head, returned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ def begin(event: ev.RunCreated) -> State:
     """The state of a run that was just decided on."""
     workers = {w: Worker(w, parse_worker_id(w)[0], since=event.at) for w in event.workers}
     placement = _placement(event.experts, event.primaries, event.shadows)
-    return State(event.run, workers, placement, since=event.at, rules=event.rules)
+    return State(event.run, workers, placement, since=event.at, rules=event.rules, head=event.head)
 
 
 def replay(events: Iterable[ev.Event]) -> State:
@@ -47,6 +48,11 @@ def _fold(state: State, event: ev.Event) -> State:
     match event:
         case ev.RunCreated():
             return _stale(state)
+        case ev.HeadChanged():
+            return change_head(state, event) or _stale(state)
+        case ev.WorkerReturned():
+            back = returned(state, event)
+            return _stale(state) if back is None else _settle(back, event.at)
         case ev.TablePublished():
             return _publish(state, event)
         case ev.WorkerAdded():
@@ -109,7 +115,8 @@ def _publish(state: State, event: ev.TablePublished) -> State:
         else worker
         for name, worker in state.workers.items()
     }
-    return _settle(replace(state, epoch=event.epoch, table=table, workers=workers), event.at)
+    known: dict[str, Any] = {"epoch": event.epoch, "table": table, "reviving": False}
+    return _settle(replace(state, workers=workers, **known), event.at)
 
 
 def _add(state: State, event: ev.WorkerAdded) -> State:
@@ -140,9 +147,9 @@ def _newest(state: State, worker: str) -> int:
 
 def _settle(state: State, at: float) -> State:
     """A run has started once every worker serves."""
-    serving = all(w.phase is Phase.SERVING for w in state.workers.values())
+    serving = all(w.serves for w in state.workers.values())
     if state.phase is RunPhase.STARTING and serving:
-        return _enter(state, RunPhase.RUNNING, at, "all workers serve")
+        return _enter(state, RunPhase.RUNNING, at, "all workers serve", ran=True)
     return state
 
 

@@ -57,7 +57,8 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             if worker.phase is not Phase.STARTING:
                 return None
             known = {"pid": event.pid, "host": event.host, "address": event.address}
-            return _move(_runs(worker, event.at), Phase.REGISTERED, event.at, **known)
+            slurm = {"step": event.step, "node": event.node, "awaited": False}
+            return _move(_runs(worker, event.at), Phase.REGISTERED, event.at, **known, **slurm)
         case ev.WorkerQueued():
             return _queue(worker, event)
         case ev.WorkerWelcomed():
@@ -92,6 +93,10 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             return _end(worker, event.at, event.reason, condemned=condemned)
         case ev.WorkerDrained():
             return replace(worker, draining=True, reason=worker.reason or event.reason)
+        case ev.WorkerNoticed():
+            return replace(
+                worker, noticed=worker.noticed or event.at, reason=worker.reason or event.reason
+            )
         case ev.WorkerStopAsked() | ev.WorkerLeaving():
             if worker.phase is Phase.STOPPING:
                 return worker
@@ -103,6 +108,7 @@ def _of_the_living(worker: Worker, event: ev.AboutWorker) -> Worker | None:
             | ev.WorkerRetired()
             | ev.WorkerGivenUp()
             | ev.WorkerRemoved()
+            | ev.WorkerReturned()
             | ev.WorkerSuspected()
             | ev.WorkerCleared()
             | ev.FailureMasked()
@@ -129,7 +135,7 @@ def _runs(worker: Worker, at: float) -> Worker:
 def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
     again = worker.phase in GONE
     ran = again and not worker.queued  # waiting in a queue is no crash loop
-    if event.incarnation <= worker.incarnation or not (again or worker.phase is Phase.PLANNED):
+    if event.incarnation < worker.next or not (again or worker.phase is Phase.PLANNED):
         return None
     return Worker(
         worker.worker,
@@ -139,9 +145,10 @@ def _start(worker: Worker, event: ev.WorkerStarted) -> Worker | None:
         event.at,
         event.pid,
         worker.host,
+        node=worker.node,
         started=event.at,
         restarts=(*worker.restarts, *([event.at] if ran else ()))[-_REMEMBERED:],
-        restart_nodes=(*worker.restart_nodes, *([worker.host] if ran else ()))[-_REMEMBERED:],
+        restart_nodes=(*worker.restart_nodes, *([worker.place] if ran else ()))[-_REMEMBERED:],
         hasty=worker.hasty + again,
         before=worker.exit or worker.reason,
         given_up=worker.given_up,
@@ -199,7 +206,7 @@ def forward(worker: Worker, phase: Phase, at: float) -> Worker:
 
 def _end(worker: Worker, at: float, reason: str, **known: Any) -> Worker:
     end = Phase.STOPPED if worker.phase is Phase.STOPPING else Phase.DEAD
-    empty = replace(worker, holds=frozenset(), orders=(), links={})
+    empty = replace(worker, holds=frozenset(), orders=(), links={}, awaited=False)
     return _move(empty, end, at, reason=worker.reason or reason, **known)
 
 

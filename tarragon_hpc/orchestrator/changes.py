@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tarragon_hpc.ids import Role
 from tarragon_hpc.orchestrator.holdings import Holdings
-from tarragon_hpc.orchestrator.state import LEAVING, Phase, RunPhase, State, Worker
+from tarragon_hpc.orchestrator.state import LEAVING, RunPhase, State, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -73,7 +73,9 @@ def availability(state: State) -> Availability:
         if not any(w.member for w in workers):
             lost = "; ".join(f"{w.worker} {w.reason}" for w in workers if w.given_up)
             return Availability(False, f"no {name} is left" + (f" ({lost})" if lost else ""))
-    if not any(w.phase is Phase.SERVING and not w.draining for w in state.of(Role.AW)):
+    if state.reviving:
+        return Availability(False, f"the run is being continued: {state.waiting_for()}")
+    if not any(w.serves and not w.draining for w in state.of(Role.AW)):
         coming = "; ".join(filter(None, map(trouble, state.of(Role.AW))))
         return Availability(False, f"no attention worker serves: {coming}")
     return Availability(True, "")
@@ -88,8 +90,8 @@ def diff(old: State, new: State) -> Iterator[Change]:
         before = old.workers.get(name)
         if worker == before or worker.role is not Role.AW:
             continue
-        served = before is not None and before.phase is Phase.SERVING
-        serves = worker.phase is Phase.SERVING
+        served = before is not None and before.serves
+        serves = worker.serves
         if before is not None and served and not serves:
             yield AttentionGone(name, before.incarnation, worker.reason)
         if before is not None and serves and worker.draining and not before.draining:
@@ -148,6 +150,8 @@ def trouble(worker: Worker) -> str:
         return ""
     if worker.given_up:
         return f"{worker.worker} {worker.reason}"
+    if worker.awaited:
+        return f"{worker.worker} has not come to the new head yet"
     if worker.phase in LEAVING:
         return f"{worker.worker} {worker.phase}: {worker.exit or worker.reason}"
     if waits := worker.waits_in_queue:
@@ -155,6 +159,8 @@ def trouble(worker: Worker) -> str:
         return f"{worker.worker} {waits}{instead}"
     if worker.before and not worker.live:
         return f"{worker.worker} {worker.phase} (in place of one that ended: {worker.before})"
+    if worker.noticed:
+        return f"{worker.worker} is to leave: {worker.reason}"
     return "" if worker.responsive else f"{worker.worker} unresponsive"
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from tarragon_hpc.orchestrator.rules import Rules
+from tarragon_hpc.wire.common import Standing
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -24,7 +25,7 @@ class _About(_Event, frozen=True):
 
 
 class RunCreated(_Event, frozen=True):
-    """The first event of every journal: what was decided before anything ran."""
+    """The first event of every run: what was decided before anything ran."""
 
     run: str
     workers: list[str]
@@ -32,6 +33,21 @@ class RunCreated(_Event, frozen=True):
     primaries: dict[str, list[int]]
     shadows: dict[str, list[int]]
     rules: Rules = Rules()
+    head: int = 1
+
+
+class HeadChanged(_Event, frozen=True):
+    """The `head`-th head of the run takes over; the first event of its journal.
+
+    `counted`: how many entries of the journal of each earlier head it has read; more do not count.
+    `shift`: what makes times of the head before it times of its own clock. `claims`: the newest
+    incarnation of every worker that any process has ever claimed to be.
+    """
+
+    head: int
+    counted: dict[int, int]
+    shift: float
+    claims: dict[str, int] = {}
 
 
 class WorkerStarted(_About, frozen=True):
@@ -41,7 +57,8 @@ class WorkerStarted(_About, frozen=True):
 
 
 class WorkerQueued(_About, frozen=True):
-    """The worker's own Slurm job waits, for this reason; an empty one: the job runs now.
+    """The worker's own Slurm job waits, for this reason; an empty one: the worker runs now. Without
+    a job it waits for a place where it could be started.
 
     `expected_start` is as Slurm prints it; empty: unknown.
     """
@@ -52,11 +69,26 @@ class WorkerQueued(_About, frozen=True):
 
 
 class WorkerRegistered(_About, frozen=True):
-    """The worker connected; `address` is where its data plane listens."""
+    """The worker connected; `address` is where its data plane listens. Under Slurm: its step, as
+    `job.step`, and what Slurm calls its node.
+    """
 
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
+    node: str = ""
+
+
+class WorkerReturned(_About, frozen=True):
+    """A worker that had registered with an earlier head has come to this one."""
+
+    pid: int
+    host: str
+    address: dict[str, str]
+    standing: Standing
+    step: str = ""
+    node: str = ""
 
 
 class WorkerWelcomed(_About, frozen=True):
@@ -171,8 +203,8 @@ class WorkerLost(_About, frozen=True):
 
 
 # Ways in which a worker is lost by decision: its process may still run, and must be killed.
-SILENCE, TIME = "silence", "time"
-CONDEMNED = frozenset({SILENCE, TIME})
+SILENCE, TIME, ZOMBIE = "silence", "time", "zombie"
+CONDEMNED = frozenset({SILENCE, TIME, ZOMBIE})
 
 
 class WorkerExited(_About, frozen=True):
@@ -189,6 +221,12 @@ class WorkerStopAsked(_About, frozen=True):
 
 class WorkerLeaving(_About, frozen=True):
     """The worker says that it is about to exit in good order."""
+
+    reason: str
+
+
+class WorkerNoticed(_About, frozen=True):
+    """Something outside the run wants the worker to leave, and may kill it soon."""
 
     reason: str
 
@@ -244,7 +282,7 @@ class DrainBegan(_Event, frozen=True):
 
 class StopBegan(_Event, frozen=True):
     """The workers are to leave now. `failed`: because the run cannot go on. `handover`: another
-    head is to go on with it.
+    head will go on with it, with other workers in their places.
     """
 
     reason: str
@@ -260,6 +298,7 @@ AboutWorker: TypeAlias = (
     WorkerStarted
     | WorkerQueued
     | WorkerRegistered
+    | WorkerReturned
     | WorkerWelcomed
     | WorkerReady
     | TableSent
@@ -278,6 +317,7 @@ AboutWorker: TypeAlias = (
     | WorkerExited
     | WorkerStopAsked
     | WorkerLeaving
+    | WorkerNoticed
     | WorkerFenced
     | WorkerGivenUp
     | WorkerRetired
@@ -286,6 +326,7 @@ AboutWorker: TypeAlias = (
 )
 Event: TypeAlias = (
     RunCreated
+    | HeadChanged
     | TablePublished
     | WorkerAdded
     | PlacementChanged

@@ -63,7 +63,9 @@ class Holdings:
     def able(self, worker: Worker) -> bool:
         """Whether an EW is to hold experts at all, and does what it is told in time."""
         stuck = bool(worker.orders) and worker.orders[0].at < self._overdue
-        return worker.worker in self.state.placement.primaries and worker.responsive and not stuck
+        placed = worker.worker in self.state.placement.primaries
+        there = worker.responsive and not worker.awaited
+        return placed and there and not worker.noticed and not stuck
 
     def room(self, worker: Worker) -> float:
         """How many more experts fit on an EW."""
@@ -79,12 +81,19 @@ class Holdings:
 
     @cached_property
     def homeless(self) -> list[int]:
-        """Orphans that are to be loaded by whoever has room, and that nobody loads yet."""
+        """Orphans, and those to be, that are to be loaded by whoever has room, and that nobody
+        loads yet.
+        """
         if self.state.rules.on_missing != "load":
             return []
         able = filter(self.able, self.live.values())
         coming = {expert for worker in able for expert in worker.loading}
-        return [expert for expert in self.orphans if expert not in coming]
+        lost = [e for e, holders in enumerate(self.holders) if not any(map(self.stays, holders))]
+        return [expert for expert in lost if expert not in coming]
+
+    def stays(self, name: str) -> bool:
+        """Whether this holder has not been given notice."""
+        return not self.live[name].noticed
 
     def coldest_first(self, experts: Iterable[int]) -> list[int]:
         """The experts that are chosen least, first."""

@@ -1,6 +1,7 @@
 """What has happened once an action was performed, as events. Pure.
 
-`Start` is not here: only who performs it knows whether there is a process.
+`Start` is not here: only who performs it knows whether there is a process. Nor is `HandOver`, which
+the head carries out by draining.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def outcome(action: ac.Action, state: State, now: float) -> ev.Event | None:
     """The event that makes the clause of `plan` that asked for this fall silent."""
     match action:
-        case ac.Start():
+        case ac.Start() | ac.HandOver():
             return None
         case ac.Publish():
             return ev.TablePublished(now, action.epoch, [list(row) for row in action.table])

@@ -28,6 +28,7 @@ from tarragon_hpc.orchestrator.actions import (
 from tarragon_hpc.orchestrator.events import SILENCE, TIME
 from tarragon_hpc.orchestrator.holdings import Holdings
 from tarragon_hpc.orchestrator.hopeless import give_up
+from tarragon_hpc.orchestrator.notices import hand_over
 from tarragon_hpc.orchestrator.rearrange import rearrange
 from tarragon_hpc.orchestrator.restarts import replace
 from tarragon_hpc.orchestrator.retire import accounted_for, remove, retire
@@ -47,25 +48,49 @@ def plan(state: State, now: float, policy: Policy) -> list[Action]:
     """Everything that should be done now."""
     if state.phase is RunPhase.ENDED:
         return []
+    lapsed = list(_lapsed(state, now, policy))
+    if lapsed:  # nothing else may be decided as if these were still there
+        return [*lapsed]
     if state.phase is RunPhase.STOPPING:
         return [*_fence(state, now, policy), *_stop(state, policy), *_end(state, now, policy)]
     if state.epoch == 0 or state.phase is RunPhase.STARTING:
         return _begin(state, now, policy)
+    if state.reviving:
+        return _revive(state, now, policy)
     return _heal(state, now, policy)
 
 
 def _begin(state: State, now: float, policy: Policy) -> list[Action]:
     """A run that starts: all of it, or nothing."""
-    actions: list[Action] = [*_give_up(state, now, policy)]
+    actions: list[Action] = [*hand_over(state, now, policy)]
+    actions = actions or [*_give_up(state, now, policy)]
     if not actions:
         actions += [*_fence(state, now, policy), *_start(state), *_greet(state)]
         actions += [*send_stores(state), *_route(state)]
     return actions
 
 
+def _revive(state: State, now: float, policy: Policy) -> list[Action]:
+    """A run that goes on elsewhere: its next table waits for all EWs, as the first one did, but who
+    dies meanwhile is replaced.
+    """
+    actions: list[Action] = [*_condemn(state, now, policy)]
+    if actions:
+        return actions
+    holdings = Holdings(state)
+    actions += [*_fence(state, now, policy), *send_stores(state)]
+    actions += [*_start(state), *_replace(state, now, policy)]
+    actions += [*_greet(state), *_rearrange(state, holdings)]
+    experts = [w for w in state.of(Role.EW) if w.member]
+    if all(w.live for w in (*experts, *(w for w in state.of(Role.CS) if w.member))):
+        reason = f"all {len(experts)} EWs are ready"
+        actions.append(Publish(state.epoch + 1, table(holdings), reason))
+    return actions
+
+
 def _heal(state: State, now: float, policy: Policy) -> list[Action]:
     """A run that serves: keep it so."""
-    actions: list[Action] = [*give_up(state, now, policy)]
+    actions: list[Action] = [*hand_over(state, now, policy), *give_up(state, now, policy)]
     if actions:
         return actions
     actions += _condemn(state, now, policy)
@@ -77,7 +102,7 @@ def _heal(state: State, now: float, policy: Policy) -> list[Action]:
     actions += copies.loads(holdings, now, policy)
     if not routes:  # first everybody routes around the dead
         actions += [*_start(state), *_replace(state, now, policy)]
-        actions += [*copies.unloads(holdings, now, policy), *retire(holdings, policy)]
+        actions += [*copies.unloads(holdings, now, policy), *retire(holdings, now, policy)]
         actions += remove(state, now, policy)
     actions += [*_greet(state), *_rearrange(state, holdings)]
     return actions
@@ -108,13 +133,24 @@ def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
         if worker.live and not worker.responsive:
             if now - worker.silent_at > policy.stopped_grace_s:
                 yield Condemn(*who, SILENCE, f"unresponsive for {policy.stopped_grace_s:g} s")
-        elif worker.waits_in_queue:
+        elif worker.awaited or worker.waits_in_queue:
             continue
         elif worker.phase in _ARRIVING and now - worker.started > policy.start_timeout_s:
             late = f"not ready after {policy.start_timeout_s:g} s"
             yield Condemn(*who, TIME, late, _absent([worker]))
         elif worker.phase is Phase.STOPPING and now - worker.since > policy.exit_limit_s:
             yield Condemn(*who, TIME, f"leaving for more than {policy.exit_limit_s:g} s")
+
+
+def _lapsed(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
+    """Who has not come to the new head in time is not waited for any longer."""
+    limit_s = policy.head_lease_s
+    if state.phase is RunPhase.STOPPING:
+        limit_s = min(limit_s, policy.stop_grace_s + policy.exit_limit_s)
+    for worker in state.workers.values():
+        if worker.awaited and now - max(state.changed, state.since) > limit_s:
+            reason = f"did not come to head {state.head} within {limit_s:g} s"
+            yield Condemn(worker.worker, worker.incarnation, TIME, reason)
 
 
 def _absent(workers: Iterable[Worker]) -> tuple[Incarnation, ...]:
@@ -136,7 +172,7 @@ def _fence(state: State, now: float, policy: Policy) -> Iterator[Fence]:
 def _start(state: State) -> Iterator[Start]:
     for worker in state.workers.values():
         if worker.phase is Phase.PLANNED and not worker.retired:
-            yield Start(worker.worker, worker.incarnation + 1, "the run needs it")
+            yield Start(worker.worker, worker.next, "the run needs it")
 
 
 def _replace(state: State, now: float, policy: Policy) -> Iterator[Start | Abandon]:
@@ -153,7 +189,7 @@ def _replace(state: State, now: float, policy: Policy) -> Iterator[Start | Aband
 
 def _greet(state: State) -> Iterator[Greet]:
     for worker in state.workers.values():
-        if worker.phase is not Phase.REGISTERED or worker.retired:
+        if worker.phase is not Phase.REGISTERED or worker.retired or worker.awaited:
             continue
         experts = shadows = None
         if worker.role is Role.EW:
@@ -167,8 +203,10 @@ def _greet(state: State) -> Iterator[Greet]:
 def _route(state: State) -> Iterator[Publish | SendTable]:
     """The first table waits for all EWs, and for the stores, which AWs know before they serve."""
     experts = state.of(Role.EW)
-    if state.epoch == 0 and all(w.live for w in (*experts, *state.of(Role.CS))):
-        yield Publish(1, table(Holdings(state)), f"all {len(experts)} EWs are ready")
+    none_yet = state.epoch == 0 or state.reviving
+    if none_yet and all(w.live for w in (*experts, *state.of(Role.CS))):
+        reason = f"all {len(experts)} EWs are ready"
+        yield Publish(state.epoch + 1, table(Holdings(state)), reason)
     yield from _send_table(state)
 
 
@@ -180,7 +218,7 @@ def _publish(state: State, holdings: Holdings) -> Iterator[Publish]:
 
 def _send_table(state: State) -> Iterator[SendTable]:
     for worker in state.of(Role.AW):
-        if worker.listens and worker.table_sent < state.epoch:
+        if worker.listens and not worker.awaited and worker.table_sent < state.epoch:
             yield SendTable(worker.worker, worker.incarnation, f"epoch {state.epoch} is published")
 
 
@@ -200,7 +238,7 @@ def _rearrange(state: State, holdings: Holdings) -> Iterator[Rearrange]:
         names,
         state.rules,
         holds={name: worker.holds for name, worker in holdings.live.items()},
-        nodes={w.worker: w.host for w in holders},
+        nodes={w.worker: w.place for w in holders},
     )
     yield Rearrange(placement, "; ".join(reasons))
 

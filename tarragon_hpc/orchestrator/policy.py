@@ -11,6 +11,8 @@ class Policy:
 
     start_timeout_s: float
     """All workers serve, or the run fails; a replacement is ready, or it is started again."""
+    head_lease_s: float = 120.0
+    """How long a new head waits for the workers of the one before it."""
     exit_wait_s: float = 0.25
     """How long a lost worker's process may take to end by itself, with a status that explains."""
     exit_limit_s: float = 10.0
@@ -32,6 +34,10 @@ class Policy:
     backoff_s: float = 0.5
     """Before the second restart of a worker that was never steady; then doubled every time."""
     backoff_limit_s: float = 30.0
+    job: str = ""
+    """The Slurm job that this head is in or for."""
+    notice_gather_s: float = 0.5
+    """From one worker's notice until those of others, if they were given any, have come too."""
     load_batch: int = 16
     """Experts that an EW is told to load with one message."""
     load_timeout_s: float = 120.0

@@ -11,13 +11,16 @@ from tarragon_hpc.wire.to_head import (
     Holding,
     Linked,
     Masked,
+    Notice,
     Ready,
     Stopping,
     Suspect,
     TableApplied,
 )
 
-Told: TypeAlias = Ready | TableApplied | Suspect | Cleared | Linked | Masked | Holding | Stopping
+Told: TypeAlias = (
+    Ready | TableApplied | Suspect | Cleared | Linked | Masked | Holding | Notice | Stopping
+)
 
 
 def event_of(message: Told, now: float) -> ev.AboutWorker:
@@ -29,6 +32,8 @@ def event_of(message: Told, now: float) -> ev.AboutWorker:
             return ev.WorkerReady(now, *who, message.detail)
         case TableApplied():
             return ev.TableTaken(now, *who, message.epoch)
+        case Notice():
+            return ev.WorkerNoticed(now, *who, message.reason)
         case Stopping():
             return ev.WorkerLeaving(now, *who, message.reason)
         case Holding():

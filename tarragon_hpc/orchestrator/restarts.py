@@ -30,7 +30,7 @@ def replace(worker: Worker, state: State, now: float, policy: Policy) -> Start |
         return None
     return Start(
         worker.worker,
-        worker.incarnation + 1,
+        worker.next,
         f"in place of {worker.worker}.{worker.incarnation}: {how}",
     )
 
@@ -48,15 +48,15 @@ def _too_often(worker: Worker, state: State, now: float, policy: Policy) -> str:
     if len(own) >= policy.max_restarts:
         took = now - own[0] if own else 0.0
         return f"given up after {len(own)} restarts in {took:.0f} s"
-    if worker.host is None or policy.leaves_nodes:
+    if worker.place is None or policy.leaves_nodes:
         return ""
     node = [
         at
         for w in state.workers.values()
-        for at, host in zip(w.restarts, w.restart_nodes, strict=True)
-        if host == worker.host and at >= since
+        for at, place in zip(w.restarts, w.restart_nodes, strict=True)
+        if place == worker.place and at >= since
     ]
     if len(node) >= policy.max_restarts * policy.node_factor:
         took = now - min(node)
-        return f"given up after {len(node)} restarts on node {worker.host} in {took:.0f} s"
+        return f"given up after {len(node)} restarts on node {worker.place} in {took:.0f} s"
     return ""

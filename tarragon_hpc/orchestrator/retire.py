@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.ids import Role
 from tarragon_hpc.orchestrator.actions import Drain, Remove, Stop
 from tarragon_hpc.orchestrator.copies import all_aws_follow
+from tarragon_hpc.orchestrator.notices import may_move
 from tarragon_hpc.orchestrator.state import GONE, LEAVING, Phase, State, Worker
 from tarragon_hpc.orchestrator.stores import forgotten
 
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
     from tarragon_hpc.orchestrator.policy import Policy
 
 
-def retire(holdings: Holdings, policy: Policy) -> Iterator[Stop | Drain]:
-    """Let go who is retired: an EW when no AW routes to it, an AW when it has finished, a CS when
-    no AW knows it any more.
+def retire(holdings: Holdings, now: float, policy: Policy) -> Iterator[Stop | Drain]:
+    """Let go who is retired, or given notice: an EW when no AW routes to it, an AW when it has
+    finished, a CS when no AW knows it any more.
     """
     state = holdings.state
-    others = any(w.phase is Phase.SERVING and w.member for w in state.of(Role.AW))
+    others = any(w.serves and w.stays for w in state.of(Role.AW))
     for worker in state.workers.values():
-        if not worker.retired or worker.phase in LEAVING | {Phase.PLANNED}:
+        if not (worker.retired or may_move(worker, now, policy)):
+            continue
+        if worker.awaited or worker.phase in LEAVING | {Phase.PLANNED}:
             continue
         who = (worker.worker, worker.incarnation)
         if worker.role is Role.AW and worker.phase is Phase.SERVING:

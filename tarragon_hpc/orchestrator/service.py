@@ -26,7 +26,8 @@ from tarragon_hpc.orchestrator.detector import describe_exit, verdicts, was_paus
 from tarragon_hpc.orchestrator.outcomes import outcome
 from tarragon_hpc.orchestrator.plan import plan
 from tarragon_hpc.orchestrator.reports import Told, event_of
-from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
+from tarragon_hpc.orchestrator.state import RunPhase, State
+from tarragon_hpc.orchestrator.takeover import expects
 from tarragon_hpc.wire import to_worker
 from tarragon_hpc.wire.common import Message, Peer
 from tarragon_hpc.wire.to_head import Heartbeat, Register
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 # is still in the socket tells leaving from dying.
 _ENDING_WAIT_S = 0.001
 _EXIT_WAIT_S = 0.02
+# From the report that a worker elsewhere has ended until it counts as a lie.
+_ZOMBIE_WAIT_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -73,21 +76,24 @@ class Orchestrator:
 
     def __init__(
         self,
-        created: ev.RunCreated,
+        begun: ev.RunCreated | State,
         *,
         journal: Journal,
         launcher: Launcher,
         policy: Policy,
         silence_bound_s: float,
         observe: Callable[[State, State, ev.Event], None],
+        hand_over: Callable[[str], None] = lambda reason: None,
         prepare: Callable[[list[str], list[str]], str | None] = lambda workers, beside: None,
         explain: Callable[[tuple[Incarnation, ...]], str] = lambda absent: "",
     ) -> None:
-        """`prepare` makes places for more workers beside those that stay, or says why not.
-        `explain` says what is known of workers that were started and never registered; it is
-        called in a thread and may read files.
+        """`begun`: a run that was just decided on, or one that another head had before, as it was
+        taken over (that is in the journal already). `hand_over` has the head end, for another one
+        to go on. `prepare` makes places for more workers beside those that stay, or says why not.
+        `explain` says what is known of workers that were started and never registered; it is called
+        in a thread and may read files.
         """
-        self.state = begin(created)
+        self.state = begun if isinstance(begun, State) else begin(begun)
         self.heard: dict[Incarnation, float] = {}
         self.stats: dict[Incarnation, Mapping[str, float]] = {}
         self._journal = journal
@@ -95,11 +101,12 @@ class Orchestrator:
         self._policy = policy
         self._bound_s = silence_bound_s
         self._observe = observe
+        self._hand_over = hand_over
         self._prepare = prepare
         self._explain = explain
         self._links: dict[Incarnation, Link] = {}
         self._exits: dict[Incarnation, tuple[str, asyncio.TimerHandle]] = {}
-        self._unwritten: list[ev.Event] = [created]
+        self._unwritten: list[ev.Event] = [] if isinstance(begun, State) else [begun]
         self._wake = asyncio.Event()
         self._looked = time.monotonic()
         self._reasons = ChangeLogger(log)
@@ -122,18 +129,18 @@ class Orchestrator:
         """A worker connected. None: it is not one that this run waits for; it must be fenced."""
         who = Incarnation(register.worker, register.incarnation)
         now = time.monotonic()
+        standing = register.standing
         worker = self.state.workers.get(who.worker)
-        expected = (
-            worker is not None
-            and worker.incarnation == who.number
-            and worker.phase is Phase.STARTING
-        )
+        expected = expects(worker, who.number, anew=standing is None)
         if expected:
             self._links[who] = link
             self.heard[who] = now
-        self.record(
-            ev.WorkerRegistered(now, *who, register.pid, register.host, dict(register.address))
-        )
+        known = (now, *who, register.pid, register.host, dict(register.address))
+        slurm = (register.step, register.node)
+        if standing is None:
+            self.record(ev.WorkerRegistered(*known, *slurm))
+        else:
+            self.record(ev.WorkerReturned(*known, standing, *slurm))
         return who if expected else None
 
     def receive(self, message: Report) -> None:
@@ -169,6 +176,25 @@ class Orchestrator:
         timer = asyncio.get_running_loop().call_later(wait_s, self._record_exit, who)
         self._exits[who] = (describe_exit(returncode), timer)
 
+    def reported_gone(self, who: Incarnation, cause: str) -> None:
+        """A worker has ended, says somebody who may be wrong: it lives if its connection stands."""
+        if who not in self._links:
+            self.record(ev.WorkerExited(time.monotonic(), *who, cause))
+            return
+        timer = asyncio.get_running_loop().call_later(_ZOMBIE_WAIT_S, self._condemn_zombie, who)
+        self._exits[who] = (cause, timer)
+
+    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
+        """A worker waits, for its own job or for a place; an empty reason: it runs now."""
+        self.record(ev.WorkerQueued(time.monotonic(), *who, job, reason, expected_start))
+
+    def _condemn_zombie(self, who: Incarnation) -> None:
+        """Nobody watches over it any more, so it must not serve. Its end is recorded with that of
+        its connection.
+        """
+        reason = f"{self._exits[who][0]}, and yet it runs"
+        self.record(ev.WorkerLost(time.monotonic(), *who, ev.ZOMBIE, reason))
+
     def _record_exit(self, who: Incarnation) -> None:
         text, timer = self._exits.pop(who)
         timer.cancel()
@@ -195,6 +221,11 @@ class Orchestrator:
         for event in events:
             self.record(event)
         return None
+
+    def step_of(self, who: Incarnation) -> str:
+        """The Slurm step of a worker that has registered, else nothing."""
+        worker = self.state.workers.get(who.worker)
+        return worker.step if worker is not None and worker.incarnation == who.number else ""
 
     def send(self, worker: str, message: Message) -> None:
         """Queue a message for the current incarnation of a worker; dropped if nobody is there."""
@@ -274,6 +305,8 @@ class Orchestrator:
                 self.send(action.worker, to_worker.Shutdown(action.reason))
                 who = Incarnation(action.worker, action.incarnation)
                 self._launcher.stop(who, action.grace_s)
+            case ac.HandOver():
+                self._hand_over(action.reason)
             case _:
                 pass  # nothing but what `outcome` says
         event = outcome(action, self.state, time.monotonic())

@@ -100,6 +100,10 @@ class Worker:
     """The checkpoint stores that this AW was last told of: their incarnations by their ids."""
     links: Mapping[str, Link] = field(default_factory=dict)
     """The newest connection of this AW to each peer; the peer may have gone since."""
+    step: str = ""
+    """Of Slurm, `job.step`."""
+    node: str = ""
+    """What Slurm calls its host, if it says; of the last incarnation until this one registers."""
     responsive: bool = True
     silent_at: float = 0.0
     """When it was found silent, if it is not `responsive`."""
@@ -123,7 +127,7 @@ class Worker:
     job: str = ""
     """The Slurm job of this incarnation alone, if it has one."""
     queued: str = ""
-    """Why that job waits, or waited when it ended; empty: it runs, or ran."""
+    """Why that job waits (also: waited when it ended), or there is none yet; empty: it runs."""
     expected_start: str = ""
     """When Slurm means to start the job that waits, in Slurm's words."""
     restarts: tuple[float, ...] = ()
@@ -140,6 +144,20 @@ class Worker:
     """It is to leave the run once nothing depends on it."""
     draining: bool = False
     """This AW finishes what it runs and gets nothing new."""
+    noticed: float = 0.0
+    """When it was given notice from outside the run: it may be killed soon. 0: it was not."""
+
+    @property
+    def place(self) -> str | None:
+        """The node that it is, or was last, on; None: not known yet."""
+        return self.node or self.host
+
+    awaited: bool = False
+    """The head has changed and this worker has not come to the new one yet: it is taken to be what
+    it was.
+    """
+    taken: int = 0
+    """An earlier head may have started incarnations up to this one without saying so."""
 
     @property
     def loading(self) -> frozenset[int]:
@@ -150,6 +168,16 @@ class Worker:
     def dropping(self) -> frozenset[int]:
         """Experts that this EW was told to drop and has not answered for."""
         return frozenset(e for order in self.orders if not order.load for e in order.experts)
+
+    @property
+    def next(self) -> int:
+        """The incarnation that takes its place: one that nobody ever was."""
+        return max(self.incarnation, self.taken) + 1
+
+    @property
+    def serves(self) -> bool:
+        """It serves and can be reached."""
+        return self.phase is Phase.SERVING and not self.awaited
 
     @property
     def live(self) -> bool:
@@ -167,10 +195,17 @@ class Worker:
         return self.role is Role.AW and self.phase in (Phase.LOADING, Phase.READY, Phase.SERVING)
 
     @property
+    def stays(self) -> bool:
+        """Nobody has said that it is to leave."""
+        return not (self.retired or self.given_up or self.noticed)
+
+    @property
     def waits_in_queue(self) -> str:
         """In words, for which job it waits and why; empty if it does not."""
         if self.phase is not Phase.STARTING or not self.queued:
             return ""
+        if not self.job:
+            return f"waits: {self.queued}"
         when = f", expected to start {self.expected_start}" if self.expected_start else ""
         return f"queued as job {self.job}: {self.queued}{when}"
 
@@ -178,6 +213,10 @@ class Worker:
     def member(self) -> bool:
         """It is meant to serve, now or once it has been started again."""
         return not (self.retired or self.given_up)
+
+
+def _waits_as(worker: Worker) -> str:
+    return "awaited" if worker.awaited else worker.waits_in_queue or worker.phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +230,6 @@ class State:
     since: float = 0.0
     reason: str = ""
     failed: bool = False
-    handover: bool = False
-    """Once it stops or has ended: another head is to go on with it."""
     epoch: int = 0
     table: tuple[tuple[str, ...], ...] = ()
     drain_s: float = 0.0
@@ -201,6 +238,16 @@ class State:
     """The last incarnations of workers that have left the run: none is ever used again."""
     down_since: float | None = None
     """Since when the run as a whole serves nobody (`hopeless.down`); None: it does."""
+    ran: bool = False
+    """All workers served at some time."""
+    handover: bool = False
+    """The workers are told to leave so that another head goes on with the run elsewhere."""
+    head: int = 1
+    """The how-manieth head the run has."""
+    changed: float = 0.0
+    """When that head took over."""
+    reviving: bool = False
+    """That head starts all workers anew; no table has been published since."""
     stale: int = 0
     """Events about an incarnation that is not the current one; they changed nothing else."""
 
@@ -214,7 +261,7 @@ class State:
         """The checkpoint stores that AWs should use: their incarnations by their ids. One that is
         unresponsive stays: it may be heard again, and nobody waits for it.
         """
-        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and not w.retired)
+        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and w.stays)
         return {w.worker: w.incarnation for w in serving}
 
     def links(self, worker: Worker) -> dict[str, Link]:
@@ -234,5 +281,5 @@ class State:
     def waiting_for(self) -> str:
         """Who does not serve, in words: `aw0 (loading), ew1 (starting)`."""
         workers = self.workers.values()
-        waits = (w for w in workers if w.phase is not Phase.SERVING)
-        return ", ".join(f"{w.worker} ({w.waits_in_queue or w.phase})" for w in waits)
+        waits = (w for w in workers if not w.serves)
+        return ", ".join(f"{w.worker} ({_waits_as(w)})" for w in waits)

@@ -30,6 +30,7 @@ def describe(
         "state": run_word(state),
         "reason": run_reason(state),
         "endpoint": endpoint,
+        "head": state.head,
         "epoch": state.epoch,
         "stale_events": state.stale,
         "coverage": coverage_of(state).plain(),
@@ -58,6 +59,7 @@ def _worker(
         "incarnation": worker.incarnation,
         "pid": worker.pid,
         "host": worker.host,
+        "node": worker.place,
         "experts": [],
     }
     if worker.job:
@@ -76,6 +78,8 @@ def _worker(
         entry["links"] = {peer: link.kind for peer, link in sorted(links.items())}
         if reasons := {peer: link.reason for peer, link in sorted(links.items()) if link.reason}:
             entry["link_reasons"] = reasons
+    if worker.step:
+        entry["step"] = worker.step
     entry["restarts"] = len(worker.restarts)
     if worker.before:
         entry["before"] = worker.before
@@ -93,8 +97,12 @@ def _worker(
 
 def worker_word(worker: Worker) -> str:
     """The state of a worker in one word."""
+    if worker.awaited:
+        return "awaited"
     if worker.retired and worker.phase not in LEAVING:
         return "retiring"
+    if worker.noticed and worker.phase not in LEAVING:
+        return "called away"
     if not worker.responsive and worker.phase not in LEAVING:
         return "unresponsive"
     if worker.waits_in_queue:

@@ -17,7 +17,7 @@ def send_stores(state: State) -> Iterator[SendStores]:
     """Every AW knows exactly the stores that serve, before its first table lets it serve."""
     serving = state.stores
     for worker in state.of(Role.AW):
-        if worker.listens and worker.stores != serving:
+        if worker.listens and not worker.awaited and worker.stores != serving:
             reason = _difference(state, worker.stores, serving)
             yield SendStores(worker.worker, worker.incarnation, serving, reason)
 

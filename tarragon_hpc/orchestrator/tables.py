@@ -15,8 +15,8 @@ Table = tuple[tuple[str, ...], ...]
 
 def table(holdings: Holdings) -> Table:
     """The live holders of every expert: its primary, its shadows, then others; none if there is
-    none. While its primary is away, whoever answers for it now goes on doing so. Copies that are
-    about to be dropped are left out.
+    none. While its primary is away, whoever answers for it now goes on doing so. Left out are
+    copies that are about to be dropped, and who was given notice if others hold the expert.
     """
     published = holdings.state.table or ((),) * len(holdings.wanted)
     return tuple(_row(expert, holdings, before[:1]) for expert, before in enumerate(published))
@@ -24,6 +24,7 @@ def table(holdings: Holdings) -> Table:
 
 def _row(expert: int, holdings: Holdings, leader: tuple[str, ...]) -> tuple[str, ...]:
     holders = [h for h in holdings.holders[expert] if (h, expert) not in holdings.surplus]
+    holders = list(filter(holdings.stays, holders)) or holders
     wanted = holdings.wanted[expert]
     row = [w for w in wanted if w in holders]
     row += [h for h in holders if h not in wanted]

@@ -80,6 +80,18 @@ def resolve(setting: str, interfaces: Sequence[Interface]) -> str:
     raise ConfigError(KEY, f"{setting}: no interface that is up has it; there are {there}")
 
 
+def reachable_address(named: Sequence[str], interfaces: Sequence[Interface]) -> str:
+    """An address of this node that others can reach, as far as one can tell from here: one that its
+    host name stands for (`named`), else the first that is not for this node alone, else loopback.
+    """
+    own = [a for i in interfaces if i.up for a in i.addresses if not _is_loopback(a)]
+    return next((a for a in named if a in own), own[0] if own else LOOPBACK)
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
 def boot_id() -> str:
     """Names the running kernel: the same for all processes of a node until it is booted again,
     those in containers included.

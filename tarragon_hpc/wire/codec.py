@@ -13,7 +13,7 @@ import msgspec
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.wire.to_client import ToClient
 from tarragon_hpc.wire.to_head import ToHead
-from tarragon_hpc.wire.to_worker import ToWorker
+from tarragon_hpc.wire.to_worker import Alive, ToWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,9 +65,9 @@ def head_decoder() -> FrameDecoder[ToHead]:
     return FrameDecoder(ToHead)
 
 
-def worker_decoder() -> FrameDecoder[ToWorker]:
+def worker_decoder() -> FrameDecoder[ToWorker | Alive]:
     """What a worker receives."""
-    return FrameDecoder(ToWorker)
+    return FrameDecoder(ToWorker | Alive)
 
 
 def client_decoder() -> FrameDecoder[ToClient]:

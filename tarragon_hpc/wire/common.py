@@ -103,3 +103,30 @@ class Resumption(Part, frozen=True):
     nbytes: int
     seconds: float
     reason: str = ""
+
+
+class Unanswered(Part, frozen=True):
+    """Experts that an EW was told to load, or to drop if not `load`, and has not answered for."""
+
+    load: bool
+    experts: list[int]
+
+
+class Standing(Part, frozen=True):
+    """What a worker has become under an earlier head of its run.
+
+    `welcomed`: it was let in, and told to load `experts`. `detail`: of its Ready; None: it is not
+    ready yet. `holds`: what an EW can serve now. `orders`: oldest first. `table_sent`,
+    `table_applied`: epochs of the newest table that an AW was sent, and of the one it routes by.
+    `stores`: those it was told of last, their incarnations by their ids. `leaving`: it was told to.
+    """
+
+    welcomed: bool = False
+    experts: list[int] = []
+    detail: dict[str, str | int | float | list[int]] | None = None
+    holds: list[int] = []
+    orders: list[Unanswered] = []
+    table_sent: int = 0
+    table_applied: int = 0
+    stores: dict[str, int] = {}
+    leaving: bool = False

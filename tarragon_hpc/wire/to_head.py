@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from tarragon_hpc.wire.common import Message, Resumption, TokenDelta
+from tarragon_hpc.wire.common import Message, Resumption, Standing, TokenDelta
 
 
 class Register(Message, frozen=True):
-    """The first message of a worker: who it is and where its data plane listens."""
+    """The first message of a worker: who it is and where its data plane listens.
+
+    `standing`: it had registered with an earlier head, and has served on without one since. Under
+    Slurm: step, as `job.step`, and node, as Slurm calls it.
+    """
 
     worker: str
     incarnation: int
     pid: int
     host: str
     address: dict[str, str]
+    step: str = ""
+    node: str = ""
+    standing: Standing | None = None
 
 
 class Ready(Message, frozen=True):
@@ -140,6 +147,14 @@ class Holding(Message, frozen=True):
     error: str | None = None
 
 
+class Notice(Message, frozen=True):
+    """Something outside the run wants the worker to leave, and may kill it soon; it serves on."""
+
+    worker: str
+    incarnation: int
+    reason: str
+
+
 class Stopping(Message, frozen=True):
     """The worker is about to exit in good order; nothing is owed any more."""
 
@@ -189,6 +204,7 @@ ToHead: TypeAlias = (
     | Linked
     | Masked
     | Holding
+    | Notice
     | Stopping
     | StatusQuery
     | StopRun

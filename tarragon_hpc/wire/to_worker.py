@@ -86,6 +86,10 @@ class Fence(Message, frozen=True):
     reason: str
 
 
+class Alive(Message, frozen=True):
+    """The head's sign of life, for workers that may look for another one. The link hears it."""
+
+
 ToWorker: TypeAlias = (
     Welcome | Table | Stores | Load | Unload | Submit | Abort | Drain | Shutdown | Fence
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tarragon_hpc.cluster import assemble
+from tarragon_hpc.cluster import launching
 from tarragon_hpc.cluster.client import query_status
 from tarragon_hpc.cluster.head import RunInfo, run_service
 from tarragon_hpc.cluster.rendezvous import read_head, run_secret
@@ -106,14 +106,14 @@ def make_config(tiny_models, tmp_path: Path) -> Callable[..., Config]:
 def fake_workers(monkeypatch) -> Callable[[str], None]:
     """Have `run_service` start fake workers, one of them with a fault."""
 
-    real = assemble.plan_workers
+    real = launching.plan_workers
 
     def choose(fault: str = "") -> None:
         def plan(*args: Any) -> Any:
             program = (sys.executable, str(FAKE), fault)
             return [dataclasses.replace(spec, program=program) for spec in real(*args)]
 
-        monkeypatch.setattr(assemble, "plan_workers", plan)
+        monkeypatch.setattr(launching, "plan_workers", plan)
 
     choose()
     return choose

@@ -26,12 +26,12 @@ HEAD = """
 import asyncio, sys
 from pathlib import Path
 import dataclasses
-from tarragon_hpc.cluster import assemble
+from tarragon_hpc.cluster import launching
 from tarragon_hpc.cluster.head import run_service
 from tarragon_hpc.config import load_config
-real = assemble.plan_workers
+real = launching.plan_workers
 program = (sys.executable, sys.argv[3], "")
-assemble.plan_workers = lambda *a: [dataclasses.replace(s, program=program) for s in real(*a)]
+launching.plan_workers = lambda *a: [dataclasses.replace(s, program=program) for s in real(*a)]
 async def main():
     ready = lambda info: print(info.endpoint, flush=True)
     config, run_dir = load_config(sys.argv[1]), Path(sys.argv[2])

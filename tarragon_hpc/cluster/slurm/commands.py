@@ -36,8 +36,17 @@ def plain_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
     }
 
 
-def call(command: Sequence[str], *, given: str | None = None, limit_s: float = _LIMIT_S) -> str:
-    """What a command prints. `given`: its standard input. Raises SlurmError."""
+def call(
+    command: Sequence[str],
+    *,
+    given: str | None = None,
+    limit_s: float = _LIMIT_S,
+    stderr: bool = False,
+) -> str:
+    """What a command prints. `given`: its standard input. stderr: what it says there follows.
+
+    Raises SlurmError.
+    """
     try:
         done = subprocess.run(
             command, input=given, capture_output=True, text=True, timeout=limit_s, check=False,
@@ -49,7 +58,7 @@ def call(command: Sequence[str], *, given: str | None = None, limit_s: float = _
         raise SlurmError(command[0], f"no answer within {limit_s:g} s") from None
     if done.returncode:
         raise SlurmError(command[0], said(command[0], done.stderr, done.returncode), done.stderr)
-    return done.stdout
+    return done.stdout + done.stderr if stderr else done.stdout
 
 
 async def acall(command: Sequence[str], *, limit_s: float = _LIMIT_S) -> str:

@@ -10,13 +10,16 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.cluster.slurm.hostlist import expand
+from tarragon_hpc.errors import ClusterError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FORMAT = "%i|%T|%L|%S|%N|%r"
 """Id, state, time left, start, nodes, reason. The reason is free text, so it comes last."""
 
-_ID = re.compile(r"([0-9]+)(?:\+([0-9]+))?")
+_ID = re.compile(r"([0-9]+)(?:\+([0-9]{1,3}))?")
 _LEFT = re.compile(r"(?:([0-9]+)-)?(?:([0-9]+):)?([0-9]+):([0-9]+)")
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "n/a", "NONE", "Unknown"})
 _WAITING = frozenset(
@@ -37,8 +40,9 @@ _OVER = frozenset(
 class JobView:
     """One job at one look. state: Slurm's word, such as PENDING. reason: why it waits or ended.
 
-    nodes: names, of all its components. expected_start: as Slurm prints it; empty: unknown, or it
-    has started. left_s: until its time limit; None: unknown; infinite: there is none.
+    nodes: names, of all its components, as they are now; parts: of each of them. expected_start: as
+    Slurm prints it; empty: unknown, or it has started. left_s: until its time limit; None: unknown;
+    infinite: there is none.
     """
 
     job: str
@@ -47,6 +51,7 @@ class JobView:
     nodes: tuple[str, ...] = ()
     expected_start: str = ""
     left_s: float | None = None
+    parts: tuple[tuple[str, ...], ...] = ()
 
     @property
     def waits(self) -> bool:
@@ -75,8 +80,7 @@ def parse(text: str) -> dict[str, JobView]:
         if match is None or len(fields) < 6 or not fields[1]:
             continue
         parts.setdefault(match[1], []).append((int(match[2] or 0), _view(match[1], fields)))
-    return {job: _merged([view for _, view in sorted(found, key=_component)])
-            for job, found in parts.items()}  # fmt: skip
+    return {job: _merged(dict(sorted(found, key=_component))) for job, found in parts.items()}
 
 
 def seconds(text: str) -> float | None:
@@ -90,51 +94,41 @@ def seconds(text: str) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
 
 
-def expand(nodes: str) -> tuple[str, ...]:
-    """The names in a node list such as `n[0-2,07],login`; as it is, if it makes no sense."""
-    names: list[str] = []
-    for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodes):
-        names += _expanded(part)
-    return tuple(dict.fromkeys(names))
-
-
-def _expanded(part: str) -> list[str]:
-    match = re.search(r"\[([0-9,-]+)\]", part)
-    if match is None:
-        return [part]
-    names: list[str] = []
-    for item in match[1].split(","):
-        first, dash, last = item.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            return [part]
-        for number in range(int(first), int(last or first) + 1):
-            middle = f"{number:0{len(first)}d}"
-            names += _expanded(f"{part[: match.start()]}{middle}{part[match.end() :]}")
-    return names
-
-
 def _component(part: tuple[int, JobView]) -> int:
     return part[0]
 
 
 def _view(job: str, fields: list[str]) -> JobView:
-    _, state, left, start, nodes, reason = ("" if f in _NOTHING else f for f in fields)
-    view = JobView(job, state, reason, expand(nodes), "", seconds(left))
+    _, state, left, start, listed, reason = ("" if f in _NOTHING else f for f in fields)
+    nodes = _nodes(listed)
+    view = JobView(job, state, reason, nodes, "", seconds(left), (nodes,))
     return replace(view, expected_start=start) if view.waits else view
 
 
-def _merged(parts: list[JobView]) -> JobView:
+def _nodes(listed: str) -> tuple[str, ...]:
+    """A list that cannot be understood names no node: better none than a wrong one."""
+    try:
+        return expand(listed) if listed else ()
+    except ClusterError:
+        return ()
+
+
+def _merged(by_number: dict[int, JobView]) -> JobView:
     """Components start and end together, but for one that is cancelled alone: what the first of
     those says that are not over is the state of the whole.
     """
+    parts = list(by_number.values())
     first = next((part for part in parts if not part.over), parts[0])
     left = [part.left_s for part in parts if part.left_s is not None and not part.over]
+    nodes = [view.nodes if (view := by_number.get(number)) else ()
+             for number in range(max(by_number) + 1)]  # fmt: skip
     return replace(
         first,
         reason=first.reason or _first(part.reason for part in parts),
-        nodes=tuple(dict.fromkeys(node for part in parts for node in part.nodes)),
+        nodes=tuple(dict.fromkeys(node for part in nodes for node in part)),
         expected_start=max(part.expected_start for part in parts),
         left_s=min(left, default=first.left_s),
+        parts=tuple(nodes),
     )
 
 

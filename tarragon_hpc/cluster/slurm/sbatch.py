@@ -1,18 +1,33 @@
-"""Give a script to sbatch. What it says against it becomes an error that names the key."""
+"""Give scripts to sbatch: of a run's next heads, of single workers.
+
+What it says against one becomes an error that names the key. What was submitted is kept in the run
+directory, in jobs/. A run's first job is submitted by `submit.py`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
+import sys
+import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.slurm.commands import SlurmError, call
+from tarragon_hpc.cluster.slurm.jobs import HEAD, JOBS, Job, record
 from tarragon_hpc.cluster.slurm.refusals import explain
+from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tarragon_hpc.config import Config
 
 _PARSABLE = re.compile(r"(\d+)(;\S+)?")
+_CANCEL_S = 20.0
+
+PYTHON = shlex.quote(sys.executable)
 
 
 def sbatch(script: str, config: Config, *flags: str) -> str:
@@ -29,3 +44,49 @@ def sbatch(script: str, config: Config, *flags: str) -> str:
     if match is None:
         raise ClusterError(f"sbatch: printed {printed.strip()!r} instead of a job id")
     return match[1]
+
+
+def would_run(script: str, config: Config) -> str:
+    """Slurm's answer to whether and when a script would run. Raises UserError or ClusterError."""
+    try:
+        said = call(["sbatch", "--test-only"], given=script, stderr=True)
+    except SlurmError as error:
+        raise explain(error.stderr, config) from None
+    return "\n".join(line.removeprefix("sbatch: ") for line in said.splitlines() if line.strip())
+
+
+def run_script(config: Config, run_dir: Path, command: list[str], exports: str = "") -> str:
+    """The script of a job that has a head of this run. Raises ConfigError."""
+    log = as_pattern(run_dir / "logs" / HEAD_LOG)
+    return head_script(config, command, job_name=run_dir.name, output=log, exports=exports)
+
+
+def submit_head(config: Config, run_dir: Path, *, number: int, after: str | None = None) -> Job:
+    """Submit a next head of a run, the `number`-th job of its chain, and record it.
+
+    after: the job at whose end it may start. Raises UserError or ClusterError.
+    """
+    command = [PYTHON, "-u", "-m", "tarragon_hpc.cli", "head", shlex.quote(str(run_dir))]
+    script = run_script(config, run_dir, command)
+    flags = [f"--dependency=afterany:{after}"] if after else []
+    job = Job(sbatch(script, config, *flags), HEAD, time.time(), number=number)
+    keep(run_dir, job, script)
+    return job
+
+
+def keep(run_dir: Path, job: Job, script: str) -> None:
+    """Remember a job that was submitted, and its script; or cancel it. Raises ClusterError."""
+    try:
+        record(run_dir, job)
+        (run_dir / JOBS / f"{job.job}.sh").write_text(script, encoding="utf-8")
+    except (OSError, ClusterError) as error:
+        cancel(job.job)
+        if isinstance(error, OSError):
+            raise ClusterError(f"{run_dir / JOBS}: {error.strerror}") from None
+        raise
+
+
+def cancel(*jobs: str) -> None:
+    """As well as it goes: whoever calls has a mistake to report already."""
+    with contextlib.suppress(SlurmError):
+        call(["scancel", *jobs], limit_s=_CANCEL_S)

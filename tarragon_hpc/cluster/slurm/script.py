@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.slurm.resources import Component, components
@@ -18,7 +19,7 @@ from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.ids import Incarnation, Role, parse_worker_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from tarragon_hpc.config import Config, SlurmConfig
@@ -60,20 +61,21 @@ def worker_job(
     config: Config,
     who: Incarnation,
     run_dir: Path,
+    command: Sequence[str],
     *,
-    python: str,
+    env: Mapping[str, str] = MappingProxyType({}),
     exclude: Iterable[str] = (),
 ) -> str:
     """The script of a job for one worker: a slot's share of a node of its component.
 
-    exclude: names of nodes. The worker is the batch process; its time limit is announced to it by
-    SIGTERM, like a preemption. Raises ConfigError.
+    command: what the batch process becomes, the worker. exclude: names of nodes. The time limit is
+    announced to it by SIGTERM, like a preemption. Raises ConfigError.
     """
     slurm = config.cluster.slurm
     role, _ = parse_worker_id(who.worker)
     part = next(p for p in components(config) if role in p.roles)
     flags: Directives = {
-        "job-name": f"{run_dir.name}-{who}",
+        "job-name": job_name(run_dir, who),
         "output": as_pattern(run_dir / "logs" / f"{who}.log"),
         "open-mode": "append",
         "signal": f"B:TERM@{slurm.signal_s}",
@@ -81,11 +83,13 @@ def worker_job(
     flags |= _of_nodes(slurm, part, nodes=1, slots=1, gpus=role is not Role.CS)
     if names := sorted(set(exclude)):
         flags["exclude"] = ",".join(names)
-    command = [
-        shlex.quote(python), "-m", "tarragon_hpc.cluster.entry", "--worker", who.worker,
-        "--incarnation", str(who.number), "--run-dir", shlex.quote(str(run_dir)),
-    ]  # fmt: skip
-    return _text(slurm, [flags], command)
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items())
+    return _text(slurm, [flags], [shlex.quote(word) for word in command], exports)
+
+
+def job_name(run_dir: Path, who: Incarnation) -> str:
+    """Of the job of one worker; no other has it."""
+    return f"{run_dir.name}-{who}"
 
 
 def _of_component(slurm: SlurmConfig, part: Component) -> Directives:

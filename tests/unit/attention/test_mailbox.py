@@ -9,7 +9,7 @@ from tarragon_hpc.wire.to_worker import Abort, Drain, Shutdown, Welcome
 @pytest.fixture
 def mailbox():
     mailbox = Mailbox()
-    before = signal.signal(signal.SIGTERM, mailbox.on_sigterm)
+    before = signal.signal(signal.SIGTERM, lambda *_: mailbox.leave())
     yield mailbox
     signal.signal(signal.SIGTERM, before)
 

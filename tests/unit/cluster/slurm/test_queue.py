@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarragon_hpc.cluster.slurm.queue import JobView, expand, parse, seconds
+from tarragon_hpc.cluster.slurm.queue import JobView, parse, seconds
+
+NODES = ("n0", "n1", "n2", "n4")
 
 
 def test_a_job_that_runs_and_one_that_waits():
@@ -16,9 +18,9 @@ def test_a_job_that_runs_and_one_that_waits():
         "14|PENDING|UNLIMITED|N/A|(null)|(null)\n"
     )
     assert parse(text) == {
-        "12": JobView("12", "RUNNING", "", ("n0", "n1", "n2", "n4"), "", 86350.0),
-        "13": JobView("13", "PENDING", "Resources", (), "2026-11-27T03:00:00", 86400.0),
-        "14": JobView("14", "PENDING", "", (), "", float("inf")),
+        "12": JobView("12", "RUNNING", "", NODES, "", 86350.0, (NODES,)),
+        "13": JobView("13", "PENDING", "Resources", (), "2026-11-27T03:00:00", 86400.0, ((),)),
+        "14": JobView("14", "PENDING", "", (), "", float("inf"), ((),)),
     }
 
 
@@ -28,13 +30,15 @@ def test_components_become_one_by_the_leaders_id():
         "21+0|RUNNING|10:00|2026-11-27T02:22:03|n[0-1]|None\n"
         "21+1|CANCELLED|8:00|2026-11-27T02:22:03|n2|None\n"
     )
-    view = JobView("21", "RUNNING", "", ("n0", "n1", "n2", "n4"), "", 540.0)
+    parts = ("n0", "n1"), ("n2",), ("n4",)
+    view = JobView("21", "RUNNING", "", NODES, "", 540.0, parts)
     assert parse(text) == {"21": view}
 
 
 def test_the_reason_of_any_component_tells_why_all_wait():
     text = "3+0|PENDING|1:00|N/A||None\n3+1|PENDING|1:00|2026-01-01T00:00:00||Resources\n"
-    assert parse(text)["3"] == JobView("3", "PENDING", "Resources", (), "2026-01-01T00:00:00", 60.0)
+    view = JobView("3", "PENDING", "Resources", (), "2026-01-01T00:00:00", 60.0, ((), ()))
+    assert parse(text)["3"] == view
 
 
 def test_arrays_headers_errors_and_odd_lines_are_left_out():
@@ -57,18 +61,8 @@ def test_time_left(text, expected):
     assert seconds(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("n0", ("n0",)),
-        ("n[08-11,3]", ("n08", "n09", "n10", "n11", "n3")),
-        ("a[0-1]-b[2-3],c", ("a0-b2", "a0-b3", "a1-b2", "a1-b3", "c")),
-        ("", ()),
-        ("n[x]", ("n[x]",)),
-    ],
-)
-def test_node_lists(text, names):
-    assert expand(text) == names
+def test_nodes_that_make_no_sense_are_none():
+    assert parse("5|RUNNING|1:00|N/A|n[0-|None")["5"].nodes == ()
 
 
 @given(st.text(alphabet="0123456789+_[]|-,:nPENDIG \n", max_size=80))

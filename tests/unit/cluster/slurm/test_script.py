@@ -25,10 +25,11 @@ def head(*overrides, **slurm):
     )
 
 
-def worker(who="aw0", number=1, exclude=(), **slurm):
-    return worker_job(
-        config(**slurm), Incarnation(who, number), RUN, python="/opt/py", exclude=exclude
-    )
+def worker(who="aw0", number=1, exclude=(), env=None, **slurm):
+    command = ["/opt/py", "-m", "tarragon_hpc.cluster.entry", "--worker", who]
+    command += ["--incarnation", str(number), "--run-dir", str(RUN)]
+    incarnation = Incarnation(who, number)
+    return worker_job(config(**slurm), incarnation, RUN, command, env=env or {}, exclude=exclude)
 
 
 def flags(text):
@@ -143,6 +144,12 @@ def test_a_workers_own_job_is_one_slot():
         "exec /opt/py -m tarragon_hpc.cluster.entry --worker ew1 --incarnation 3"
         " --run-dir /shared/runs/tiny-1"
     )
+
+
+def test_a_workers_environment_comes_before_it():
+    lines = worker(env={"OMP_NUM_THREADS": "3", "A": "b c"}).splitlines()
+    assert lines[-3:-1] == ["export OMP_NUM_THREADS=3", "export A='b c'"]
+    assert lines[-1].startswith("exec /opt/py ")
 
 
 def test_a_worker_of_a_pool_is_on_the_nodes_of_its_kind():

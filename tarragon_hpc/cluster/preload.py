@@ -1,0 +1,62 @@
+"""A process that imports what workers need before it is one: what the fork servers and the warm
+spares of a Slurm job have in common.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tarragon_hpc.cluster import entry
+from tarragon_hpc.ids import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+# Each has a function `preload`, which imports what a worker of the role imports later on; the main
+# module of a CS imports everything itself.
+_PRELOAD = {Role.AW: "tarragon_hpc.attention.preload", Role.EW: "tarragon_hpc.expert.preload"}
+_OPENMP = ("libgomp", "libomp", "libiomp")
+
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""During the imports: numpy's BLAS would start threads; CUDA must be asked about, not initialised.
+"""
+
+
+def preload(roles: Collection[Role]) -> None:
+    """Import all that workers of these roles import; takes seconds. An AW's comes first: it sets
+    what vLLM must find in the environment.
+    """
+    for role in sorted(roles):
+        importlib.import_module(entry.MAIN[role])
+        if role in _PRELOAD:
+            importlib.import_module(_PRELOAD[role]).preload()
+
+
+def become(name: str, env: Mapping[str, str | None]) -> None:
+    """Take a worker's name, and what differs in its environment (None: not set)."""
+    Path("/proc/self/comm").write_text(name[:15])
+    for variable, value in env.items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
+    # random reseeds itself; torch starts from the same state in every process.
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():
+        _set_openmp_threads(int(threads))
+
+
+def _set_openmp_threads(count: int) -> None:
+    """OpenMP has read OMP_NUM_THREADS when it was loaded: tell every runtime that was."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "/" in line}
+    for path in paths:
+        if Path(path).name.startswith(_OPENMP):
+            ctypes.CDLL(path).omp_set_num_threads(count)

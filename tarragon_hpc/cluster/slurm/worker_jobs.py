@@ -1,0 +1,290 @@
+"""Workers as jobs of their own: submit, follow through the queue, end.
+
+The batch process of such a job is the worker. What the queue says comes late; that a worker is
+there, or is no more, its own connection to the head tells at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tarragon_hpc.cluster.slurm import jobs
+from tarragon_hpc.cluster.slurm.commands import SlurmError, acall, call
+from tarragon_hpc.cluster.slurm.job_ends import Stage, Verdict, exit_words, judge
+from tarragon_hpc.cluster.slurm.sbatch import sbatch
+from tarragon_hpc.cluster.slurm.script import job_name, worker_job
+from tarragon_hpc.errors import ClusterError, TarragonError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Mapping
+    from pathlib import Path
+
+    from tarragon_hpc.cluster.slurm.watch import QueueWatch
+    from tarragon_hpc.cluster.spec import WorkerSpec
+    from tarragon_hpc.config import Config
+    from tarragon_hpc.ids import Incarnation
+
+_AT_A_TIME = 4  # sbatch processes
+_FIRST_LOOK_S = 1.0
+_HURRY_S = 1.0
+_AGAIN_S = (2.0, 5.0, 10.0, 30.0)
+_CLOSE_S = 20.0
+_FIND = ("squeue", "--noheader", "--me", "--format=%i")
+
+log = logging.getLogger(__name__)
+
+
+class Told(Protocol):
+    """Who hears of workers' jobs, in the event loop."""
+
+    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
+        """The worker's job waits, for this reason; an empty one: it runs now."""
+
+    def ended(self, who: Incarnation, cause: str, nodes: tuple[str, ...]) -> None:
+        """Once each: the worker's job is over, or there is none; where it ran, if it did."""
+
+    def blamed(self, node: str, why: str) -> None:
+        """A node cannot be used."""
+
+    def connected(self, who: Incarnation) -> bool:
+        """Whether the worker is there, by its own connection."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """job: its id, empty until Slurm has it. doomed: it is to end. hurry: somebody waits for what
+    becomes of it. said: what was last told of it.
+    """
+
+    who: Incarnation
+    job: str = ""
+    doomed: bool = False
+    hurry: bool = False
+    said: tuple[str, str] | None = None
+    nodes: tuple[str, ...] = ()
+    gives_way: str = ""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class JobLauncher:
+    """Runs each worker as a job. Output goes to `<run_dir>/logs/<worker>.<incarnation>.log`.
+
+    bad_nodes: not to be used. Jobs outlive the head; only `close` ends them.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        specs: Mapping[str, WorkerSpec],
+        run_dir: Path,
+        watch: QueueWatch,
+        told: Told,
+        bad_nodes: Callable[[], Collection[str]],
+    ) -> None:
+        self._config = config
+        self._specs = specs
+        self._run_dir = run_dir
+        self._watch = watch
+        self._told = told
+        self._bad_nodes = bad_nodes
+        self._jobs: dict[Incarnation, _Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(_AT_A_TIME)
+        self._closing = False
+
+    def __repr__(self) -> str:
+        return f"JobLauncher({', '.join(f'{w}: {j.job}' for w, j in self._jobs.items())})"
+
+    def start(self, who: Incarnation) -> int | None:
+        """Have a job submitted for a worker; its pid is known once it registers."""
+        self._jobs[who] = job = _Job(who)
+        self._spawn(self._live(job))
+        return None
+
+    def adopt(self, who: Incarnation, job: str) -> None:
+        """Take over a worker's job that an earlier head submitted."""
+        self._jobs[who] = known = _Job(who, job)
+        self._spawn(self._live(known))
+
+    def stop(self, who: Incarnation, grace_s: float) -> None:
+        """End a worker that was asked to leave: cancelled after `grace_s`, at once if it waits."""
+        job = self._jobs.get(who)
+        if job is not None:
+            job.hurry = True
+            job.wake.set()
+            if job.said is None or job.said[0]:
+                self.kill(who)
+            else:
+                asyncio.get_running_loop().call_later(grace_s, self.kill, who)
+
+    def kill(self, who: Incarnation) -> None:
+        """End a worker's job at once; one that is over is ignored."""
+        job = self._jobs.get(who)
+        if job is not None and not job.doomed:
+            job.doomed = job.hurry = True
+            job.wake.set()
+            if job.job:
+                self._spawn(_cancel(job.job))
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are jobs that are not known to run."""
+        return any(job.said is None or job.said[0] for job in self._jobs.values())
+
+    def waiting(self) -> list[Incarnation]:
+        """Whose jobs wait in the queue, the longest first."""
+        return [who for who, job in self._jobs.items() if job.said and job.said[0]]
+
+    def give_way(self, who: Incarnation, why: str) -> None:
+        """Take a job out of the queue: there is something better."""
+        job = self._jobs.get(who)
+        if job is not None and not job.doomed:
+            job.gives_way = why
+            self.kill(who)
+
+    def detach(self) -> None:
+        """Let everything go on without this head: another one has taken over."""
+        self._jobs.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Cancel all jobs; returns when they are over, or Slurm has been told so for long."""
+        self._closing = True
+        for who in list(self._jobs):
+            self.kill(who)
+        if self._tasks:
+            _, late = await asyncio.wait(list(self._tasks), timeout=_CLOSE_S)
+            if late:
+                left = ", ".join(filter(None, (job.job for job in self._jobs.values())))
+                log.warning("jobs %s were cancelled, and Slurm has not said that they ended", left)
+        self.detach()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _live(self, job: _Job) -> None:
+        try:
+            cause = "" if job.job else await self._submit(job)
+            self._finish(job, cause or await self._follow(job))
+        except Exception:
+            log.exception("bug while following the job of %s", job.who)
+            self._finish(job, "a bug in the head")
+
+    def _finish(self, job: _Job, cause: str) -> None:
+        if self._jobs.get(job.who) is job:
+            del self._jobs[job.who]
+            self._watch.forget(job.job)
+            self._told.ended(job.who, job.gives_way or cause, job.nodes)
+
+    async def _submit(self, job: _Job) -> str:
+        """Returns why there is no job; nothing, if there is one. A Slurm that cannot be asked is
+        waited for: that says nothing of the job.
+        """
+        attempt = 0
+        while not job.doomed:
+            try:
+                async with self._turns:
+                    again = attempt > 0
+                    job.job = await asyncio.to_thread(self._sbatch, job.who, again=again)
+                break
+            except UserError as error:
+                return f"its job was rejected: {error}"
+            except ClusterError as error:
+                log.warning("%s: %s", job.who, error)
+                self._say(job, f"Slurm cannot be asked: {error}")
+                await self._pause(job, _AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
+                attempt += 1
+        if not job.job:
+            return "it was ended before it had a job"
+        log.info("%s: job %s", job.who, job.job)
+        record = jobs.Job(
+            job.job, jobs.WORKER, time.time(), worker=job.who.worker, incarnation=job.who.number
+        )
+        try:
+            await asyncio.to_thread(jobs.record, self._run_dir, record)
+        except TarragonError as error:  # it must not be left behind unseen
+            await _cancel(job.job)
+            return str(error)
+        if job.doomed:
+            await _cancel(job.job)
+        self._say(job, "submitted")
+        return ""
+
+    def _sbatch(self, who: Incarnation, *, again: bool) -> str:
+        """Submit; returns the job's id. again: it may have been submitted, without an answer."""
+        name = job_name(self._run_dir, who)
+        if again and (found := call([*_FIND, f"--name={name}"]).split()):
+            return found[0]
+        spec = self._specs[who.worker]
+        command = [*spec.prefix, *spec.program, *spec.arguments(who, self._run_dir)]
+        script = worker_job(
+            self._config, who, self._run_dir, command, env=spec.env, exclude=self._bad_nodes()
+        )
+        return sbatch(script, self._config)
+
+    async def _follow(self, job: _Job) -> str:
+        """Returns how the job ended."""
+        missed = 0
+        await self._pause(job, _FIRST_LOOK_S)
+        fresh = True
+        while True:
+            look = await self._watch.look([job.job], fresh=fresh or job.hurry)
+            there = self._told.connected(job.who)
+            verdict = judge(job.job, look, missed, connected=there)
+            missed, job.nodes = verdict.missed, verdict.nodes or job.nodes
+            for node in verdict.blame:
+                self._told.blamed(node, f"{job.who}: {verdict.reason}")
+            if verdict.stage is Stage.OVER:
+                return await self._over(job, verdict)
+            if verdict.stage is Stage.WAITS:
+                self._say(job, verdict.reason, verdict.expected_start)
+            elif there or verdict.stage is Stage.RUNS:
+                self._say(job, "")
+            if job.doomed and verdict.stage is not Stage.ENDING:
+                await _cancel(job.job)  # again: the first may have come too early, or not at all
+            fresh = False
+            await self._pause(job, _HURRY_S if job.hurry else self._watch.poll_s)
+
+    async def _over(self, job: _Job, verdict: Verdict) -> str:
+        if "could not be launched" in verdict.reason:
+            await _cancel(job.job)
+        if not verdict.exit_unknown:
+            return verdict.reason
+        try:
+            shown = await acall(["scontrol", "--oneliner", "show", "job", job.job], limit_s=10)
+        except SlurmError:
+            return verdict.reason
+        return exit_words(shown) or verdict.reason
+
+    def _say(self, job: _Job, reason: str, expected_start: str = "") -> None:
+        if job.said != (reason, expected_start) and self._jobs.get(job.who) is job:
+            job.said = (reason, expected_start)
+            self._told.queued(job.who, job.job, reason, expected_start)
+
+    async def _pause(self, job: _Job, seconds: float) -> None:
+        """Until then, or until somebody is in a hurry."""
+        try:
+            async with asyncio.timeout(seconds):
+                await job.wake.wait()
+        except TimeoutError:
+            pass
+        job.wake.clear()
+
+
+async def _cancel(job: str) -> None:
+    """Kill the batch process at once, then have Slurm end what is left, or take it out of the
+    queue: on its own Slurm would give a worker that hangs half a minute more.
+    """
+    for flags in (["--batch", "--signal=KILL"], []):
+        try:
+            await acall(["scancel", *flags, job], limit_s=20)
+        except SlurmError as error:
+            log.debug("scancel %s: %s", job, error.words)

@@ -1,0 +1,80 @@
+"""A warm spare of a Slurm job: a step that has done the imports and waits for what it is to be.
+
+    python -m tarragon_hpc.cluster.entry --standby spare0 --roles aw,ew --run-dir RUN
+
+It says `ready JOB.STEP` on its standard output once it is that far, and reads one line from its
+standard input, an `Assignment`: it is that worker from then on. It ends when its input does, that
+is with the head that started it, also amid the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import threading
+import time
+
+import msgspec
+
+from tarragon_hpc.cluster import entry, node
+from tarragon_hpc.cluster.preload import ENVIRONMENT, become, preload
+from tarragon_hpc.ids import Role
+from tarragon_hpc.observe.log import configure
+
+READY = b"ready"
+_MAX_LINE = 64 << 10
+
+log = logging.getLogger(__name__)
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What a spare becomes. arguments: of `entry.main`. env: what differs (None: not set)."""
+
+    name: str
+    arguments: list[str]
+    env: dict[str, str | None]
+
+
+def main(argv: list[str]) -> int:
+    """Import, wait, be a worker; returns its exit status, 0 if it was not needed."""
+    parser = argparse.ArgumentParser(prog="tarragon_hpc.cluster.entry --standby")
+    parser.add_argument("--standby", required=True, help="its own name")
+    parser.add_argument("--roles", required=True, type=_roles, help="what it may become: aw,ew")
+    parser.add_argument("--run-dir", required=True, help="names its run in `ps`")
+    args = parser.parse_args(argv)
+    os.umask(0o077)
+    configure(args.standby)
+    lines: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_read, args=(lines,), name="standby", daemon=True).start()
+    began = time.monotonic()
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    preload(args.roles)
+    log.info("ready after %.2f s", time.monotonic() - began)
+    os.write(1, b"%s %s\n" % (READY, node.step_id().encode()))
+    given = msgspec.json.decode(lines.get(), type=Assignment)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    become(given.name, before | given.env)
+    return entry.main(given.arguments)
+
+
+def _read(lines: queue.Queue[bytes]) -> None:
+    """Hand on the first line; without one nobody will ever need this process."""
+    data = b""
+    while b"\n" not in data and len(data) < _MAX_LINE:
+        try:
+            more = os.read(0, 4096)
+        except OSError:
+            more = b""
+        if not more:
+            os._exit(0)
+        data += more
+    lines.put(data.partition(b"\n")[0])
+
+
+def _roles(text: str) -> frozenset[Role]:
+    return frozenset(Role(part) for part in text.split(","))

@@ -1,0 +1,183 @@
+"""Every way in which Slurm, nodes and processes let a run down, with streams running.
+
+One service for all of them, in a job of three nodes of two slots: two AWs, two EWs, two spare
+slots. Each test leaves it whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from slurm.testcluster import processes
+from slurm.testcluster.cluster import wait
+from tarragon_hpc.cluster.rendezvous import read_head
+from tests.e2e.crowd import Crowd, decoding
+from tests.slurm.service import config_for, serving
+from tests.slurm.streams import Resumable
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+
+LENGTHS = [1, 90, 7, 30, 55, 12]
+NEW_TOKENS = 80
+SPARE_SLOT_S = 4.0
+
+
+@pytest.fixture(scope="module")
+def run(cluster, tiny_models, tmp_path_factory):
+    config = config_for(
+        tiny_models("mixtral"), cluster={"slurm": {"spares": 2}}, gateway={"resume_s": 90}
+    )
+    with serving(cluster, config, tmp_path_factory.mktemp("failures")) as run:
+        yield run
+    cluster.heal()
+
+
+@pytest.fixture(scope="module")
+def people(run, tiny_models):
+    vocab = json.loads((tiny_models("mixtral") / "config.json").read_text())["vocab_size"]
+    return Crowd(run, vocab, lengths=LENGTHS, new_tokens=NEW_TOKENS)
+
+
+@pytest.fixture
+def whole(people):
+    """The run, whole before a test and after it."""
+    wait_for_spares(people)
+    yield people
+    people.whole()
+
+
+def wait_for_spares(people):
+    """Until everybody serves and a spare slot is warm."""
+    people.whole()
+    cluster = people.service.cluster
+    wait(
+        lambda: any(s.name.startswith("spare") for s in cluster.steps(people.service.job)),
+        60,
+        "a spare",
+    )
+    time.sleep(1)
+
+
+def replaced(people, name, before, *, within_s=None):
+    """Wait until a worker has a successor and all is well; check how long that took."""
+
+    def done(status):
+        worker = next(w for w in status["workers"] if w["id"] == name)
+        return worker["incarnation"] > before["incarnation"] and worker["state"] == "serving"
+
+    people.until(done, 90)
+    people.whole()
+    if within_s is not None:
+        told = [
+            story["seconds"]["restored"]
+            for story in people.service.status()["failures"]
+            if (story["worker"], story["incarnation"]) == (name, before["incarnation"])
+        ]
+        print(f"{name}.{before['incarnation']}: restored after {told} s")
+        assert told
+        assert told[0] <= within_s
+
+
+@pytest.mark.parametrize("name", ["ew0", "aw0"])
+def test_a_task_is_killed(whole, cluster, name):
+    before = whole.worker(name)
+    step = whole.service.step_of(before)
+    whole.check((decoding(8), lambda: cluster.kill_tasks(step)))
+    replaced(whole, name, before, within_s=SPARE_SLOT_S)
+
+
+@pytest.mark.parametrize(("name", "shepherd"), [("ew1", True), ("aw1", True), ("ew0", False)])
+def test_an_srun_is_killed(whole, cluster, name, shepherd):
+    before = whole.worker(name)
+    step = whole.service.step_of(before)
+    old = cluster.tasks(step)
+    words = f"{name}.{before['incarnation']}"
+    whole.check((decoding(8), lambda: cluster.kill_srun(words, shepherd=shepherd)))
+    replaced(whole, name, before, within_s=SPARE_SLOT_S)
+    assert old
+    assert not old & set(processes.parents()), "what had lost its srun still runs"
+
+
+@pytest.mark.parametrize("name", ["aw0", "ew1"])
+def test_a_step_is_cancelled(whole, cluster, name):
+    before = whole.worker(name)
+    step = whole.service.step_of(before)
+    whole.check((decoding(8), lambda: cluster.cancel(step)))
+    replaced(whole, name, before)
+
+
+def test_a_node_is_drained(whole, cluster):
+    node = next(
+        step.node for step in cluster.steps(whole.service.job) if step.name.startswith("ew0.")
+    )
+    before = whole.worker("ew0")
+    cluster.drain(node)
+    try:
+        whole.check((decoding(8), lambda: None))
+        assert whole.worker("ew0") == whole.worker("ew0") | {"state": "serving"}
+        cluster.kill_tasks(whole.service.step_of(before))
+        replaced(whole, "ew0", before)
+        incarnation = whole.worker("ew0")["incarnation"]
+        assert f"ew0.{incarnation}" not in whole.service.nodes()[node]
+    finally:
+        cluster.resume(node)
+
+
+def test_the_head_is_killed(whole, cluster):
+    run, first = whole.service, read_head(whole.service.run_dir)
+    before = {w["id"]: w["incarnation"] for w in whole.workers()}
+    clients = [Resumable(run, prompt, NEW_TOKENS, 90) for prompt in whole.prompts]
+    for client in clients:
+        client.start()
+    wait(lambda: all(len(c.tokens) > 8 for c in clients), 60, "streams", every_s=0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    for client in clients:
+        client.join()
+    assert {c.problem for c in clients} == {None}
+    assert all(c.broken for c in clients)
+    assert [c.tokens for c in clients] == whole.expected
+    assert read_head(run.run_dir).pid != first.pid
+    assert {w["id"]: w["incarnation"] for w in whole.workers()} == before, "not re-adopted"
+    whole.check()
+
+
+def test_only_a_slurmd_dies(whole, cluster):
+    """A zombie: Slurm gives the node up, but what runs there could go on for ever."""
+    host = batch_host(cluster, whole.service.job)
+    node, name = worker_elsewhere(whole, cluster, host)
+    before = whole.worker(name)
+    old = cluster.tasks(whole.service.step_of(before))
+    assert old
+    with whole.busy():
+        cluster.kill_slurmd(node)
+        wait(lambda: cluster.nodes()[node].startswith("down"), 60, "node down")
+        replaced(whole, name, before)
+        wait(lambda: not old & set(processes.parents()), 10, "the zombie's end")
+    cluster.start_slurmd(node)
+
+
+def test_a_node_fails(whole, cluster):
+    host = batch_host(cluster, whole.service.job)
+    node, name = worker_elsewhere(whole, cluster, host)
+    before = whole.worker(name)
+    whole.check((decoding(8), lambda: cluster.fail_node(node)))
+    replaced(whole, name, before)
+    cluster.start_slurmd(node)
+
+
+def batch_host(cluster, job):
+    """The node with the batch process."""
+    return cluster.call("squeue", "-h", "-j", job, "-o", "%B").strip()
+
+
+def worker_elsewhere(people, cluster, host):
+    """(a node other than that with an AW or an EW, the worker)."""
+    for step in cluster.steps(people.service.job):
+        if step.node != host and step.name[:2] in ("aw", "ew"):
+            return step.node, step.name.partition(".")[0]
+    raise AssertionError(cluster.steps(people.service.job))

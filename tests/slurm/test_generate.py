@@ -1,0 +1,140 @@
+"""`tarragon generate` as a job: whatever happens to it, each request has one result, the right one.
+
+The same 500 requests, undisturbed, then across a lost node, a preemption, and two time limits.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import yaml
+
+from slurm.testcluster.cluster import wait
+from tests.slurm.service import Run, config_for, tarragon
+from tests.slurm.test_failures import batch_host
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+REQUESTS = 500
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory):
+    rng = random.Random(5)
+    path = tmp_path_factory.mktemp("batch") / "in.jsonl"
+    lines = []
+    for number in range(REQUESTS):
+        body = {
+            "prompt": [rng.randrange(3, 500) for _ in range(rng.randint(1, 60))],
+            "max_tokens": rng.randint(4, 2 * NEW_TOKENS - 4),
+            "ignore_eos": True,
+            "temperature": 0.7 if number % 2 else 0,
+            "seed": number,
+            "return_token_ids": True,
+        }
+        lines.append(
+            {"custom_id": f"r{number}", "method": "POST", "url": "/v1/completions", "body": body}
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+class Batch:
+    """A batch that was submitted."""
+
+    def __init__(self, cluster, folder, config, requests):
+        folder.mkdir(exist_ok=True)
+        self.cluster = cluster
+        self.results = folder / "out.jsonl"
+        self.run = Run(cluster, folder / "run")
+        file = folder / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        done = tarragon(
+            cluster, "generate", str(file), "-i", str(requests), "-o", str(self.results),
+            "--run-dir", str(self.run.run_dir),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def lines(self):
+        return self.results.read_bytes().count(b"\n") if self.results.exists() else 0
+
+    def until(self, count, limit_s=120):
+        """So many results are there."""
+        wait(lambda: self.lines >= count, limit_s, f"{count} results; {self.run.why()[-2000:]}")
+
+    def answers(self, limit_s=200):
+        """custom_id → tokens, once all jobs are over and every request has one result."""
+        wait(lambda: not self.cluster.jobs(), limit_s, "the end of all jobs")
+        lines = [json.loads(line) for line in self.results.read_text().splitlines()]
+        ids = [line["custom_id"] for line in lines]
+        assert len(ids) == len(set(ids)) == REQUESTS, self.run.why()
+        assert {line["response"]["status_code"] for line in lines} == {200}
+        return {
+            line["custom_id"]: line["response"]["body"]["choices"][0]["token_ids"] for line in lines
+        }
+
+
+@pytest.fixture
+def batch(cluster, tiny_models, requests, tmp_path):
+    """Factory: cluster.slurm → a Batch that was submitted."""
+
+    def submit(**slurm):
+        config = config_for(tiny_models("mixtral"), cluster={"slurm": slurm})
+        return Batch(cluster, tmp_path / "batch", config, requests)
+
+    yield submit
+    if left := cluster.jobs():
+        cluster.cancel(*left)
+    cluster.heal()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tiny_models, requests, tmp_path_factory):
+    config = config_for(tiny_models("mixtral"), cluster={"slurm": {"standby_head": False}})
+    found = Batch(cluster, tmp_path_factory.mktemp("undisturbed"), config, requests)
+    answers = found.answers()
+    report = (found.run.run_dir / "logs" / "head.log").read_text()
+    assert "tokens/s" in report
+    return answers
+
+
+def test_a_node_is_lost(batch, cluster, undisturbed):
+    found = batch(spares=2)
+    found.until(50)
+    host = batch_host(cluster, found.run.job)
+    node = next(s.node for s in cluster.steps(found.run.job) if s.node != host)
+    cluster.fail_node(node)
+    assert found.answers() == undisturbed
+    assert len(found.run.jobs) == 1
+
+
+def test_two_time_limits(batch, cluster, undisturbed):
+    found = batch(on_timelimit="chain", signal_s=60, time="10")
+    for number, share in ((1, 50), (2, 250)):
+        found.until(share)
+        job = next(j for j in found.run.jobs if cluster.state(j) == "RUNNING")
+        # Slurm looks at limits twice a minute: its signal comes within 30 s.
+        elapsed = cluster.call("squeue", "-h", "-j", job, "-o", "%M").strip()
+        minutes = 1 + int(elapsed.split(":")[-2]) if ":" in elapsed else 1
+        cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        wait(lambda job=job: cluster.state(job) not in ("RUNNING", "COMPLETING"), 120, "its end")
+        assert found.lines < REQUESTS, f"time limit {number} came after the end"
+    assert found.answers() == undisturbed
+    assert len(found.run.jobs) >= 3
+
+
+def test_a_preemption(batch, cluster, undisturbed):
+    nodes = {"gpus_per_node": 2, "cpus_per_slot": 2, "partition": "low", "nodes": 6}
+    found = batch(on_timelimit="chain", nodes=nodes)
+    found.until(100)
+    first = found.run.jobs[0]
+    urgent = cluster.submit("sleep 5", "-phigh", "-N6", "--exclusive", "--time=1")
+    wait(lambda: cluster.state(urgent) in ("RUNNING", "COMPLETED"), 60, "the urgent job")
+    assert found.lines < REQUESTS, "the preemption came after the end"
+    assert found.answers() == undisturbed
+    assert len(found.run.jobs) >= 2
+    assert cluster.state(first) not in ("RUNNING", "PENDING")
