@@ -14,6 +14,7 @@ from tarragon_hpc.cluster.local import log_tail
 from tarragon_hpc.cluster.slurm.standing import OVER
 from tarragon_hpc.cluster.slurm.standing import in_words as job_reason
 from tarragon_hpc.ids import parse_worker_id
+from tarragon_hpc.observe.batch_words import batch_line
 from tarragon_hpc.observe.story_words import in_words
 from tarragon_hpc.orchestrator.changes import ranges
 
@@ -38,12 +39,8 @@ def render(status: dict[str, Any], *, fold: bool = False) -> Group:
         (status["run"], "bold"), "  ", _word(status["state"]),
         f"  epoch {status['epoch']}  {endpoint}",
     )  # fmt: skip
-    lines: list[Any] = [
-        status.get("reason"),
-        summary(status),
-        (status.get("batch") or {}).get("line"),
-    ]
-    for line in filter(None, lines):
+    batch = batch_line(status["batch"]) if status.get("batch") else ""
+    for line in filter(None, (status.get("reason"), summary(status), batch)):
         head.append(f"\n{line}")
     parts: list[Text | Table] = [head]
     if tunnel := status.get("tunnel"):

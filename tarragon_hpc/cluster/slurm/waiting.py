@@ -16,6 +16,7 @@ from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.sight import job_log, queue_watch, slurm_status
 from tarragon_hpc.cluster.slurm.standing import OVER, PREPARED
 from tarragon_hpc.errors import ClusterError, UserError
+from tarragon_hpc.observe.batch_words import batch_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,4 +106,5 @@ async def _failure(run_dir: Path, status: Mapping[str, Any], line: str) -> UserE
 
 
 def _progress(status: Mapping[str, Any]) -> str:
-    return str((status.get("batch") or {}).get("line") or "")
+    batch = status.get("batch")
+    return batch_line(batch) if batch else ""
