@@ -76,7 +76,7 @@ async def wait_for(
     something else; both with the reason and the end of its log.
     """
     watch = queue_watch(run_dir)
-    told = ""
+    told = progress = ""
     batch_told = time.monotonic()
     while True:
         status = await slurm_status(run_dir, watch)
@@ -92,8 +92,9 @@ async def wait_for(
         if verdict.line != told:
             told = verdict.line
             tell(told)
-        if (line := _progress(status)) and time.monotonic() - batch_told >= _BATCH_S:
-            batch_told = time.monotonic()
+        line = _progress(status)
+        if line not in ("", progress) and time.monotonic() - batch_told >= _BATCH_S:
+            progress, batch_told = line, time.monotonic()
             tell(line)
         await asyncio.sleep(_LOOK_S)
 
@@ -119,4 +120,4 @@ async def _failure(run_dir: Path, status: Mapping[str, Any], line: str) -> UserE
 
 def _progress(status: Mapping[str, Any]) -> str:
     batch = status.get("batch")
-    return batch_line(batch) if batch else ""
+    return batch_line(batch) if batch and batch["state"] != "starting" else ""
