@@ -277,6 +277,7 @@ async def test_a_worker_on_a_node_that_slurm_gives_up_is_fenced(running, slurm, 
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(600)
 @in_a_loop
 async def test_real_workers_of_a_pool_are_replaced_by_new_jobs(running, slurm, config):
     """An EW in the middle of a stream, then the AW: the tokens are what they were before."""
