@@ -11,7 +11,7 @@ import yaml
 from slurm.testcluster.cluster import wait
 from tests.slurm.service import COMMAND, config_for, tarragon
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

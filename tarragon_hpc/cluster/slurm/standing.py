@@ -83,6 +83,10 @@ def waits(view: JobView) -> str:
 
 def ended(view: JobView) -> str:
     """`job 12 ended: FAILED, NonZeroExitCode (it ended with an error)`."""
+    if view.state == "CANCELLED" and not view.nodes:
+        # Slurm still gives the reason why it waited.
+        waited = f" ({view.reason})" if view.reason else ""
+        return f"job {view.job} ended: CANCELLED while it waited{waited}"
     reason = f", {in_words(view.reason)}" if view.reason else ""
     return f"job {view.job} ended: {view.state}{reason}"
 
