@@ -1,27 +1,27 @@
 """`generate` as a job: a head answers the requests that its run was prepared for.
 
 The batch runs inside the head, against its own gateway. What one head has not answered the next one
-does, with the same request ids, whatever became of the first (`generate.parts`).
+does, with the same keys, so that it goes on from the tokens that are known (`generate.parts`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.head import RunInfo, run_service
-from tarragon_hpc.cluster.rendezvous import CONFIG, TIMELINE
+from tarragon_hpc.cluster.inheritance import final_state
+from tarragon_hpc.cluster.rendezvous import CONFIG, TIMELINE, open_run
 from tarragon_hpc.cluster.slurm.chain import cancel_later
 from tarragon_hpc.cluster.slurm.jobs import HEAD, jobs_of
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.gateway.tls import own_client_context
 from tarragon_hpc.generate.client import BatchClient
-from tarragon_hpc.generate.final import Report, failures_of, write_report
+from tarragon_hpc.generate.final import REPORT, Report, failures_of, write_report
 from tarragon_hpc.generate.inputs import read_requests
 from tarragon_hpc.generate.parts import Part, begun, check_target, merge, survey
 from tarragon_hpc.generate.progress import Progress
@@ -64,8 +64,12 @@ def answer_requests(
     done, before = survey(run_dir, work.target, known)
     todo = [request for request in requests if request.custom_id not in done]
     log.info("batch: %d of %d requests are done already", len(done), len(requests))
+    ended = final_state(open_run(run_dir))
+    if ended is not None and (run_dir / REPORT).exists():
+        log.info("run %s has ended: %s", ended.run, ended.reason)
+        return 0
     with Part(run_dir) as part:
-        if todo:
+        if todo and ended is None:
             progress = Progress(len(requests), before, since, time.monotonic())
             job = _Job(config, run_dir, todo, part, progress, head_number, on_interrupt)
             try:
@@ -139,7 +143,6 @@ class _Job:
             concurrency=self._concurrency(),
             api_key=gateway.api_keys[0] if gateway.api_keys else None,
             tls=own_client_context(gateway),
-            names=lambda request: request_name(info.run, request),
             patient=True,
         )
         self._progress.begin(time.monotonic())
@@ -170,12 +173,6 @@ class _Job:
             if time.monotonic() - said >= _SAY_S:
                 said = time.monotonic()
                 log.info("%s", self.said())
-
-
-def request_name(run: str, request: Request) -> str:
-    """The id of a request, the same from every head of the run."""
-    digest = hashlib.sha256(f"{run}\0{request.custom_id}".encode()).hexdigest()
-    return f"batch-{digest[:24]}"
 
 
 def _keep(run_dir: Path, work: Work, known: frozenset[str], part: Part) -> None:

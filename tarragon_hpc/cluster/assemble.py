@@ -98,6 +98,8 @@ class Parts:
     orchestrator: Orchestrator
     reporter: Reporter
     timeline: Timeline
+    suspend: Callable[[str], None]
+    """Leave the requests that are kept to the next head, for this reason."""
 
 
 async def assemble(
@@ -238,7 +240,7 @@ async def assemble(
     # Nothing can have been admitted before.
     if taken_over := app.state.keeper.take_over(path, number):
         timeline.record("requests taken over", count=taken_over)
-    return Parts(info, sessions, orchestrator, reporter, timeline)
+    return Parts(info, sessions, orchestrator, reporter, timeline, app.state.keeper.suspend)
 
 
 def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -> dict[str, Any]:

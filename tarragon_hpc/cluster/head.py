@@ -133,12 +133,13 @@ async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> 
         parts.timeline.record("handover began", reason=ending.reason, drain_s=ending.drain_s)
         parts.sessions.hand_over(ending.reason)
     if parts.orchestrator.state.phase is RunPhase.RUNNING:
-        parts.orchestrator.drain(ending.reason, ending.drain_s, handover=ending.handover)
-        drain = asyncio.create_task(parts.sessions.drain(ending.drain_s), name="drain")
-        await _first(run, drain, ending.hurry.wait())
-        if not drain.done():
-            await _cancel(drain)
-            await parts.sessions.drain(0)
+        parts.orchestrator.drain(ending.reason, ending.drain_s)
+        await _first(run, parts.sessions.quiet(ending.drain_s), ending.hurry.wait())
+    if ending.handover:
+        words = f"{ending.reason}; come back to it: the service goes on after that"
+        parts.suspend(words)
+    if parts.orchestrator.state.phase is RunPhase.DRAINING:
+        parts.sessions.cut()
     parts.orchestrator.stop(ending.reason, handover=ending.handover)
 
 
