@@ -103,7 +103,12 @@ def heads(make_config, tmp_path):
 
     def make(**sections: dict[str, Any]) -> Heads:
         given = {
-            "cluster": {"backend": "slurm", "head_lease_s": 20, "start_timeout_s": 60},
+            "cluster": {
+                "backend": "slurm",
+                "head_lease_s": 20,
+                "start_timeout_s": 60,
+                "slurm": {"standby_head": False},
+            },
             "transport": {"interface": "lo"},
             "checkpoint": {"stores": 1},
         }
