@@ -14,7 +14,8 @@ from tarragon_hpc.cli.doctor_files import run_root
 from tarragon_hpc.cli.finding import Finding
 from tarragon_hpc.cluster.root import local_path
 from tarragon_hpc.cluster.slurm import site_facts
-from tarragon_hpc.cluster.slurm.commands import SlurmError, call, plain_environment, said
+from tarragon_hpc.cluster.slurm.commands import SlurmError, call, plain_environment
+from tarragon_hpc.cluster.slurm.refusals import explain
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError, UserError
 
@@ -95,7 +96,7 @@ def between_nodes(config: Config, root: str, tell: Callable[[str], None]) -> dic
         raise UserError(f"run.root: {base}: {error.strerror or error}") from None
     try:
         tell(f"a job of {_NODES} nodes tries {base}; Ctrl-C gives up")
-        _run(command(config.cluster.slurm, scratch), tell)
+        _run(command(config.cluster.slurm, scratch), config, tell)
         facts = [json.loads((scratch / f"facts.{i}.json").read_text()) for i in range(_NODES)]
         result = json.loads((scratch / "result.json").read_text())
     except FileNotFoundError as error:
@@ -181,7 +182,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms"
 
 
-def _run(words: list[str], tell: Callable[[str], None]) -> None:
+def _run(words: list[str], config: Config, tell: Callable[[str], None]) -> None:
     """Run srun and pass on what it says while it waits. Raises ClusterError or UserError."""
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -199,14 +200,10 @@ def _run(words: list[str], tell: Callable[[str], None]) -> None:
             process.terminate()
         status = process.wait()
     if status:
-        raise ClusterError(_why(lines, status))
+        # What the tasks said comes first: srun's own lines follow from it.
+        ours = [line.strip() for line in lines if not line.startswith(("srun:", "slurmstepd:"))]
+        raise ClusterError(f"srun: {ours[-1]}") if ours else explain("".join(lines), config)
 
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _why(lines: list[str], status: int) -> str:
-    """What the tasks said comes first: srun's own lines follow from it."""
-    ours = [line.strip() for line in lines if not line.startswith(("srun:", "slurmstepd:"))]
-    return f"srun: {ours[-1] if ours else said('srun', ''.join(lines), status)}"

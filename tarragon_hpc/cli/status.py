@@ -14,6 +14,7 @@ from tarragon_hpc.cluster.local import log_tail
 from tarragon_hpc.cluster.slurm.standing import OVER
 from tarragon_hpc.cluster.slurm.standing import in_words as job_reason
 from tarragon_hpc.ids import parse_worker_id
+from tarragon_hpc.observe.batch_words import batch_line
 from tarragon_hpc.observe.story_words import in_words
 from tarragon_hpc.orchestrator.changes import ranges
 
@@ -34,16 +35,13 @@ _COLOURS = {
 def render(status: dict[str, Any], *, fold: bool = False) -> Group:
     """What `status --json` prints, for people. fold: to the terminal's width."""
     endpoint = status["endpoint"] or "no endpoint"
+    nth = f"  head {status['head']}" if status.get("head", 1) > 1 else ""
     head = Text.assemble(
         (status["run"], "bold"), "  ", _word(status["state"]),
-        f"  epoch {status['epoch']}  {endpoint}",
+        f"  epoch {status['epoch']}{nth}  {endpoint}",
     )  # fmt: skip
-    lines: list[Any] = [
-        status.get("reason"),
-        summary(status),
-        (status.get("batch") or {}).get("line"),
-    ]
-    for line in filter(None, lines):
+    batch = batch_line(status["batch"]) if status.get("batch") else ""
+    for line in filter(None, (status.get("reason"), summary(status), batch)):
         head.append(f"\n{line}")
     parts: list[Text | Table] = [head]
     if tunnel := status.get("tunnel"):
@@ -130,7 +128,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
     steps = any(_place(worker) for worker in workers)
     table = Table(box=None, padding=(0, 2, 0, 0))
     columns = ("worker", "state", "inc", *(["step"] if steps else []), "pid")
-    for column in (*columns, "host", "experts", "links", ""):
+    for column in (*columns, "node", "experts", "links", ""):
         table.add_column(column, overflow="fold")
     for worker in workers:
         table.add_row(
@@ -139,7 +137,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
             str(worker["incarnation"]),
             *([_place(worker)] if steps else []),
             str(worker["pid"] or ""),
-            worker["host"] or "",
+            worker.get("node") or worker["host"] or "",
             ranges(worker["experts"]),
             links_in_words(worker.get("links") or {}),
             Text(_remark(worker)),

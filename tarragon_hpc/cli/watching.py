@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from tarragon_hpc.cli.status import render, summary, with_log
+from tarragon_hpc.observe.batch_words import batch_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,6 +58,6 @@ async def _lines(look: Look, over: Over, console: Console) -> None:
 def one_line(status: dict[str, Any]) -> str:
     """`serving; AW 2 serving; EW 2 serving; http://…`: what is printed when it has changed."""
     reason = status.get("reason")
-    batch = (status.get("batch") or {}).get("line")
+    batch = batch_line(status["batch"]) if status.get("batch") else ""
     state = f"{status['state']}: {reason}" if reason else status["state"]
     return "; ".join(filter(None, [state, summary(status), batch, status["endpoint"]]))

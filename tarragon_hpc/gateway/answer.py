@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tarragon_hpc.errors import RequestError, Unavailable
+from tarragon_hpc.errors import HandingOver, RequestError, Unavailable
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.ongoing import Ongoing
 
@@ -90,6 +90,8 @@ class Answer(Ongoing):
                 await self._news.wait()
         if self._value is not None:
             return self._value
+        if self.cut:
+            raise HandingOver(self.cut)
         # Without an error nobody was there for too long, and it was given up.
         raise self._error or Unavailable("the request was given up; send it again")
 

@@ -129,6 +129,15 @@ class Keeper:
             self._waking = asyncio.create_task(self._wake(things), name="keeper")
         return len(things)
 
+    def suspend(self, reason: str) -> None:
+        """The next head goes on with all of this: nothing more is written down or made here.
+
+        Clients are told the reason, and to come back to that head.
+        """
+        self._notes.close()
+        for thing in (*self._replays, *self._answers):
+            thing.suspend(reason)
+
     async def _wake(self, things: list[Replay | Answer]) -> None:
         await self._service.sessions.served.wait()
         for thing in things:

@@ -23,6 +23,7 @@ class Ongoing:
     ) -> None:
         self.name = name
         self.ended = False
+        self.cut = ""
         self._keep_s = keep_s
         self._gone = gone
         self._asleep = asleep
@@ -40,6 +41,13 @@ class Ongoing:
         """From now on its client could come."""
         self._asleep = False
         self._count()
+
+    def suspend(self, reason: str) -> None:
+        """Another head goes on with it: nothing more is made or told here but the reason."""
+        self.cut = reason
+        if self._task is not None:
+            self._task.cancel()
+        self._tell()
 
     @contextmanager
     def reading(self) -> Iterator[None]:

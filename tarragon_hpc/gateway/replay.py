@@ -61,7 +61,6 @@ class Replay(Ongoing):
         self._restored = asleep
         self._events: list[bytes] = []
         self._error: Exception | None = None
-        self._farewell = b""
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running"
@@ -86,6 +85,13 @@ class Replay(Ongoing):
         Ends with the stream. Raises what ended it before its first event.
         """
         while True:
+            if self.cut:
+                error = HandingOver(self.cut)
+                if not self._events:
+                    raise error
+                # Not numbered: the next head's event has the number that this would have.
+                yield last_words(self.name, error)
+                return
             if number < len(self._events):
                 start, number = number, len(self._events)
                 yield b"".join(self._events[start:number])
@@ -94,8 +100,6 @@ class Replay(Ongoing):
             elif self._error is not None:
                 raise self._error
             else:
-                if self._farewell:
-                    yield self._farewell
                 return
 
     async def _make(self) -> None:
@@ -106,9 +110,7 @@ class Replay(Ongoing):
                         self._append(event)
         except Exception as error:  # noqa: BLE001 - readers are told, whatever it was
             words = last_words(self.name, error)
-            if self._events and isinstance(error, HandingOver):
-                self._farewell = words  # not numbered: the next head's event has that number
-            elif self._events:
+            if self._events:
                 self._append(words)
             else:
                 self._error = error

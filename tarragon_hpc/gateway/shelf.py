@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from tarragon_hpc.gateway.ongoing import Ongoing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T", bound=Ongoing)
 
@@ -31,6 +31,9 @@ class Shelf(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._kept))
 
     def put(self, thing: T, holder: bytes, names: Sequence[str]) -> None:
         """names: what its holder may call it; of two with one name the newer one counts."""

@@ -54,7 +54,6 @@ class BatchClient:
     ClusterError while there is none), and again whenever there is no connection.
 
     concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
-    names: the id that a request is sent with (X-Request-Id); None: the gateway makes one up.
     patient: a service that cannot take requests is waited for, whatever that takes.
     sleep: waits between tries, for tests.
     """
@@ -66,7 +65,6 @@ class BatchClient:
         concurrency: int,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
-        names: Callable[[Request], str] | None = None,
         patient: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -75,7 +73,6 @@ class BatchClient:
         self._base = endpoint.removesuffix("/v1") if isinstance(endpoint, str) else ""
         self._concurrency = concurrency
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._names = names
         self._patient = patient
         self._verify = tls if tls is not None else True
         self._transport = transport
@@ -124,8 +121,6 @@ class BatchClient:
 
     async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
         headers = {"Idempotency-Key": idempotency_key(request)}
-        if self._names is not None:
-            headers["X-Request-Id"] = self._names(request)
         base = await self._where()
         try:
             reply = await http.post(base + request.url, json=request.body, headers=headers)

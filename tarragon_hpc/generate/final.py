@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tarragon_hpc.generate.progress import in_words
+from tarragon_hpc.observe.batch_words import in_words
 from tarragon_hpc.observe.stories import Stories
 from tarragon_hpc.observe.story_words import in_words as story_in_words
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.generate.report import Tally
 
-NAMES = ("report.json", "report.txt")
+REPORT = "report.json"
+NAMES = (REPORT, "report.txt")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tarragon_hpc.observe.batch_words import batch_line
+
 if TYPE_CHECKING:
     from tarragon_hpc.generate.outputs import Outcome
     from tarragon_hpc.generate.report import Tally
@@ -73,14 +75,7 @@ class Progress:
 
     def line(self, now: float, wall: float) -> str:
         """For the log."""
-        p = self.plain(now, wall)
-        words = f"batch: {p['done']} of {p['total']} done, {p['tokens_per_s']:.0f} tokens/s"
-        for key in ("refused", "failed"):
-            if p[key]:
-                words += f", {p[key]} {key}"
-        if p["eta_s"]:
-            words += f", about {in_words(p['eta_s'])} left"
-        return words
+        return batch_line(self.plain(now, wall))
 
     def _speed(self, now: float) -> tuple[float, float]:
         """Requests and tokens per second, over the last minute or since the beginning."""
@@ -94,11 +89,3 @@ class Progress:
         """All marks but the newest that is a minute old."""
         while len(self._marks) > 1 and self._marks[1].at <= now - WINDOW_S:
             self._marks.popleft()
-
-
-def in_words(seconds: float) -> str:
-    """`50 s`, `12 min`, `3 h 5 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

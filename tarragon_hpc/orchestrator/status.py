@@ -39,6 +39,8 @@ def describe(
             _worker(state, w, now, heard or {}, stats or {}) for w in state.workers.values()
         ],
     }
+    if state.handover:
+        status["handover"] = True
     if now is not None:
         status["in_state_s"] = round(now - state.since, 3)
     return status

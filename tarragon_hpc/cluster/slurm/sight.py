@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.cluster.client import query_status
 from tarragon_hpc.cluster.rendezvous import CONFIG, LOGS, read_head
 from tarragon_hpc.cluster.slurm.jobs import jobs_of
-from tarragon_hpc.cluster.slurm.standing import OVER, PENDING, standing
+from tarragon_hpc.cluster.slurm.script import HEAD_LOG
+from tarragon_hpc.cluster.slurm.standing import DEAD, HEADLESS, standing
 from tarragon_hpc.cluster.slurm.watch import QueueWatch
 from tarragon_hpc.cluster.tunnel import tunnel
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tarragon_hpc.cluster.records import HeadRecord
     from tarragon_hpc.cluster.slurm.jobs import Job
+    from tarragon_hpc.cluster.slurm.standing import Standing
     from tarragon_hpc.cluster.slurm.watch import Look
 
-HEAD_LOG = "head.log"
 UNREACHABLE = "unreachable"
-_ENDS = ("ended", "failed")
-_GONE = "dead"
+HANDED_OVER = "handed over"
 
 
 def is_slurm(run_dir: Path) -> bool:
@@ -55,23 +55,33 @@ async def slurm_status(run_dir: Path, watch: QueueWatch, *, fresh: bool = False)
             status = await query_status(run_dir)
         except ClusterError as error:
             status |= {"state": UNREACHABLE, "reason": str(error)}
-        except (OSError, ValueError):
-            # That head died before it had written what the run is.
-            status["state"] = _GONE
-    if status["state"] in (None, _GONE, *_ENDS):
-        found = standing(jobs, look, headed=record is not None)
-        # A run that came to its end stays so, unless a job will go on with it.
-        if status["state"] not in _ENDS or found.state == PENDING:
-            status |= {"state": found.state, "reason": found.reason}
-    elif status["state"] == UNREACHABLE:
-        found = standing(jobs, look, headed=True)
-        if found.state in OVER:
-            status |= {"state": found.state, "reason": found.reason}
+    status |= without_head(status, standing(jobs, look, headed=record is not None))
     status["jobs"] = job_lines(jobs, look)
     status["job_log"] = str(job_log(run_dir))
     if record is not None and status["endpoint"]:
         status["tunnel"] = tunnel(status["endpoint"], record.host, _login(), here=_here(record))
     return status
+
+
+def without_head(status: Mapping[str, Any], found: Standing) -> dict[str, str]:
+    """What is to be said instead of what is known from heads that are gone. Pure."""
+    resume = f"`tarragon resume {status['run']}` goes on with it"
+    jobs_say = {"state": found.state, "reason": found.reason}
+    if found.state == DEAD:
+        jobs_say["reason"] += f"; {resume}"
+    match status["state"]:
+        case None | "dead":
+            return jobs_say
+        case "unreachable" if found.over:
+            return jobs_say
+        case "ended" if status.get("handover"):
+            why = f"{status['reason']}; it was handed over"
+            if found.over:
+                return {"state": "ended", "reason": f"{why}, and no job is left: {resume}"}
+            if found.state == HEADLESS:
+                return {"state": HANDED_OVER, "reason": f"{why}; its job is about to end"}
+            return jobs_say
+    return {}
 
 
 def job_lines(jobs: Sequence[Job], look: Look) -> list[dict[str, Any]]:

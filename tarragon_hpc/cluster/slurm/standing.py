@@ -24,6 +24,7 @@ _HINTS = {
     "Dependency": "it comes after another job",
     "PartitionTimeLimit": "cluster.slurm.time is more than the partition allows: it will not start",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows: it will not start",
+    "PartitionConfig": "it asks for more than the partition has: it will not start",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition takes no jobs now",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",
@@ -82,6 +83,10 @@ def waits(view: JobView) -> str:
 
 def ended(view: JobView) -> str:
     """`job 12 ended: FAILED, NonZeroExitCode (it ended with an error)`."""
+    if view.state == "CANCELLED" and not view.nodes:
+        # Slurm still gives the reason why it waited.
+        waited = f" ({view.reason})" if view.reason else ""
+        return f"job {view.job} ended: CANCELLED while it waited{waited}"
     reason = f", {in_words(view.reason)}" if view.reason else ""
     return f"job {view.job} ended: {view.state}{reason}"
 

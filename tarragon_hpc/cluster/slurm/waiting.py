@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tarragon_hpc.cluster.local import log_tail
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
+from tarragon_hpc.cluster.slurm.jobs import HEAD
 from tarragon_hpc.cluster.slurm.sight import job_log, queue_watch, slurm_status
 from tarragon_hpc.cluster.slurm.standing import OVER, PREPARED
 from tarragon_hpc.errors import ClusterError, UserError
+from tarragon_hpc.observe.batch_words import batch_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,20 +52,31 @@ def judge(status: Mapping[str, Any], goal: Goal) -> Verdict:
     return Verdict(False, False, line)
 
 
+def heads_left(status: Mapping[str, Any]) -> list[str]:
+    """The jobs with a head that may still run."""
+    return [job["job"] for job in status["jobs"] if job["kind"] == HEAD and not job["over"]]
+
+
 def exit_status(text: str) -> int | None:
     """What a job's batch process ended with, of `scontrol show job`; None: unknown, or a signal."""
     match = _EXIT.search(text)
     return int(match[1]) if match and match[2] == "0" else None
 
 
-async def wait_for(run_dir: Path, goal: Goal, tell: Callable[[str], None]) -> dict[str, Any]:
+async def wait_for(
+    run_dir: Path,
+    goal: Goal,
+    tell: Callable[[str], None],
+    settled: Callable[[Mapping[str, Any]], bool] = lambda status: True,
+) -> dict[str, Any]:
     """The run's status once it serves, or has ended. `tell` gets a line whenever there is news.
 
+    settled: whether all is there that was waited for; if not, it is when the run's job is over.
     Raises UserError if the run will never get there by the user's mistake, ClusterError if by
     something else; both with the reason and the end of its log.
     """
     watch = queue_watch(run_dir)
-    told = ""
+    told = progress = ""
     batch_told = time.monotonic()
     while True:
         status = await slurm_status(run_dir, watch)
@@ -72,15 +85,16 @@ async def wait_for(run_dir: Path, goal: Goal, tell: Callable[[str], None]) -> di
             # What Slurm has only forgotten may be about to come: a second look decides.
             status = await slurm_status(run_dir, watch, fresh=True)
             verdict = judge(status, goal)
-        if verdict.done:
+        if verdict.done and (settled(status) or not heads_left(status)):
             return status
         if verdict.failed:
             raise await _failure(run_dir, status, verdict.line)
         if verdict.line != told:
             told = verdict.line
             tell(told)
-        if (line := _progress(status)) and time.monotonic() - batch_told >= _BATCH_S:
-            batch_told = time.monotonic()
+        line = _progress(status)
+        if line not in ("", progress) and time.monotonic() - batch_told >= _BATCH_S:
+            progress, batch_told = line, time.monotonic()
             tell(line)
         await asyncio.sleep(_LOOK_S)
 
@@ -93,7 +107,7 @@ def explain(run_dir: Path, line: str) -> str:
 
 
 async def _failure(run_dir: Path, status: Mapping[str, Any], line: str) -> UserError | ClusterError:
-    heads = [job["job"] for job in status["jobs"] if job["kind"] == "head"]
+    heads = [job["job"] for job in status["jobs"] if job["kind"] == HEAD]
     code = None
     if heads and status["state"] != PREPARED:
         try:
@@ -105,4 +119,5 @@ async def _failure(run_dir: Path, status: Mapping[str, Any], line: str) -> UserE
 
 
 def _progress(status: Mapping[str, Any]) -> str:
-    return str((status.get("batch") or {}).get("line") or "")
+    batch = status.get("batch")
+    return batch_line(batch) if batch and batch["state"] != "starting" else ""

@@ -190,3 +190,14 @@ def test_a_worker_that_waits_for_its_job():
         "ew1  queued  3  14  Priority (other jobs come first), expected to start"
         " 2026-11-27T10:00:00"
     )
+
+
+def test_a_later_head_and_the_nodes_of_slurm_are_shown():
+    assert not any("head" in line for line in shown(STATUS | {"head": 1}))
+    assert "tiny-1  running  epoch 3  head 2  http://127.0.0.1:8000/v1" in shown(
+        STATUS | {"head": 2}
+    )
+    workers = [STATUS["workers"][0] | {"node": "n7"}]
+    (line,) = [s for s in shown(STATUS | {"workers": workers}) if s.startswith("aw0")]
+    assert "n7" in line.split()
+    assert "n1" not in line.split()

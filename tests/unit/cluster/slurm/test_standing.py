@@ -10,7 +10,8 @@ from tests.unit.cluster.slurm.looks import EXTRA, FIRST, SECOND, seen
 PENDING = JobView("11", "PENDING", "Resources", (), "2026-11-27T10:00:00")
 RUNNING = JobView("11", "RUNNING", "", ("n0", "n1"), "", 60.0)
 FAILED = JobView("11", "FAILED", "NonZeroExitCode", ("n0",))
-CANCELLED = JobView("11", "CANCELLED")
+CANCELLED = JobView("11", "CANCELLED", "Priority")
+STOPPED = JobView("11", "CANCELLED", "", ("n0",))
 NEXT = JobView("12", "PENDING", "Dependency")
 
 
@@ -50,8 +51,8 @@ def test_a_successor_that_waits_is_hope():
 @pytest.mark.parametrize(
     ("view", "headed", "state", "words"),
     [
-        (CANCELLED, False, "cancelled", "job 11 ended: CANCELLED before it had a head"),
-        (CANCELLED, True, "cancelled", "job 11 ended: CANCELLED"),
+        (CANCELLED, True, "cancelled", "job 11 ended: CANCELLED while it waited (Priority)"),
+        (STOPPED, False, "cancelled", "job 11 ended: CANCELLED before it had a head"),
         (
             FAILED, False, "failed",
             "job 11 ended: FAILED, NonZeroExitCode (it ended with an error) before it had a head",

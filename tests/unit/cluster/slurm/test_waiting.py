@@ -72,7 +72,8 @@ def scripted(monkeypatch, *states, job="scontrol: ExitCode=0:9"):
 
     async def look(run_dir, watch, *, fresh=False):
         state = rest.pop(0) if len(rest) > 1 else rest[0]
-        jobs = [{"job": "7", "kind": "head"}]
+        over = state == "ended" and not rest[1:]
+        jobs = [{"job": "7", "kind": "head", "over": over}]
         return {"state": state, "reason": "why", "jobs": jobs, "endpoint": "http://n0:1/v1"}
 
     async def scontrol(command, **_):
@@ -100,6 +101,22 @@ def test_the_end_of_a_run_ends_the_wait(run_dir, monkeypatch):
     scripted(monkeypatch, "failed", job="ExitCode=2:0")
     with pytest.raises(UserError, match="^r1: failed: why"):
         asyncio.run(waiting.wait_for(run_dir, "ended", lambda _: None))
+
+
+def test_the_end_of_a_batch_is_that_of_its_job_or_its_report(run_dir, monkeypatch):
+    scripted(monkeypatch, "serving", "ended", "ended", "ended")
+    seen = []
+
+    def settled(status):
+        seen.append(status["jobs"][0]["over"])
+        return False
+
+    found = asyncio.run(waiting.wait_for(run_dir, "ended", lambda _: None, settled))
+    assert found["jobs"][0]["over"]
+    assert seen == [False, True]
+    scripted(monkeypatch, "ended", "ended", "ended")
+    found = asyncio.run(waiting.wait_for(run_dir, "ended", lambda _: None, lambda _: True))
+    assert not found["jobs"][0]["over"]
 
 
 def test_a_second_look_decides(run_dir, monkeypatch):
