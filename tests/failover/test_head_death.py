@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import sys
-from asyncio.subprocess import PIPE
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from tarragon_hpc.cluster.client import stop_run
 from tarragon_hpc.cluster.rendezvous import create_run, read_head
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.generate.client import BatchClient
 from tarragon_hpc.generate.inputs import COMPLETIONS, Request
-from tests.failover.conftest import FAKE
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.failover.test_takeover import Heads
 
 TOKENS = 300
-HEAD = """
-import asyncio, dataclasses, sys
-from pathlib import Path
-from tarragon_hpc.cluster import assemble, launching
-from tarragon_hpc.cluster.head import run_service
-from tarragon_hpc.config import load_config
-real = launching.plan_workers
-program = (sys.executable, sys.argv[2], "")
-launching.plan_workers = lambda *a: [dataclasses.replace(s, program=program) for s in real(*a)]
-# Local workers die with their head; that they are replaced then is left to another backend else.
-inherited = assemble.inherited
-assemble.inherited = lambda run_dir, head, backend: inherited(run_dir, head, "slurm")
-async def main():
-    run = Path(sys.argv[1])
-    ready = lambda info: print(info.endpoint, flush=True)
-    config = load_config(run / "config.yaml")
-    await run_service(config, run=run, on_ready=ready, stop=asyncio.Event())
-asyncio.run(main())
-"""
 COMMON = {"max_tokens": TOKENS, "ignore_eos": True, "return_token_ids": True}
 USAGE = {"include_usage": True, "continuous_usage_stats": True}
 TALK = [{"role": "user", "content": "hi"}]
@@ -55,34 +26,20 @@ STREAMS = {
 }
 
 
-class Heads:
-    """The heads of one run, one after the other."""
+class Run(Heads):
+    """A run whose workers outlive its heads, for clients that have an event loop."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> str:
+    async def next(self) -> str:
         """Start the next head, wait until it serves; its endpoint."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", HEAD, str(self.run_dir), str(FAKE), stdout=PIPE
-        )
-        line = await asyncio.wait_for(self.process.stdout.readline(), 60)
-        assert line, "the head has not come up"
-        return line.decode().strip()
+        number = len(self.processes) + 1
+        self.start()
+        up = lambda s: s["state"] == "serving" and s["head"] == number  # noqa: E731
+        await asyncio.to_thread(self.until, up, 100)
+        return self.endpoint()
 
-    async def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        await self.process.wait()
-
-    async def stop(self) -> None:
-        if self.process is not None and self.process.returncode is None:
-            with contextlib.suppress(ClusterError):
-                await stop_run(self.run_dir, 1.0)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), 20)
-            if self.process.returncode is None:
-                await self.kill()
+    def kill(self) -> None:
+        self.processes[-1].kill()
+        self.processes[-1].wait()
 
     def endpoint(self) -> str:
         return read_head(self.run_dir).endpoint
@@ -91,8 +48,8 @@ class Heads:
 class Client:
     """Reads one stream to its end, over as many heads as that takes. text: all it got."""
 
-    def __init__(self, heads: Heads, name: str, path: str, body: dict) -> None:
-        self.heads, self.path = heads, path
+    def __init__(self, run: Run, name: str, path: str, body: dict) -> None:
+        self.run, self.path = run, path
         self.body = COMMON | body | {"stream": True, "resumable": True, "request_id": name}
         self.name = f"{'chatcmpl' if 'chat' in path else 'cmpl'}-{name}"
         self.text, self.broken = "", 0
@@ -102,7 +59,7 @@ class Client:
         return self.text.count("\n\n")
 
     async def read(self) -> None:
-        async with asyncio.timeout(120), httpx.AsyncClient(timeout=30) as http:
+        async with asyncio.timeout(240), httpx.AsyncClient(timeout=30) as http:
             while not self.text.endswith("[DONE]\n\n"):
                 try:
                     await self._read(http)
@@ -113,7 +70,7 @@ class Client:
                 await asyncio.sleep(0.05)
 
     async def _read(self, http: httpx.AsyncClient) -> None:
-        base = self.heads.endpoint()
+        base = self.run.endpoint()
         if not self.events:
             call = http.stream("POST", f"{base}/{self.path}", json=self.body)
         else:
@@ -140,18 +97,22 @@ class Client:
 
 
 @pytest.fixture
-def run_dir(make_config, tmp_path) -> Path:
+def run(make_config, tmp_path):
     config = make_config(
-        cluster={"drain_timeout_s": 1, "head_lease_s": 1}, gateway={"resume_s": 60}
+        cluster={"backend": "slurm", "head_lease_s": 120, "drain_timeout_s": 1},
+        transport={"interface": "lo"},
+        gateway={"resume_s": 60},
+        checkpoint={"stores": 1},
     )
-    return create_run(config, tmp_path / "run")
+    one = Run(create_run(config, tmp_path / "run"))
+    yield one
+    one.close()
 
 
-def test_streams_over_three_heads(run_dir):
-    heads = Heads(run_dir)
+def test_streams_over_three_heads(run):
 
     async def scenario() -> None:
-        endpoint = await heads.start()
+        endpoint = await run.next()
         async with httpx.AsyncClient(timeout=60) as http:
             whole = COMMON | {"prompt": [11], "seed": 5}
             plain = (await http.post(f"{endpoint}/completions", json=whole)).json()
@@ -159,14 +120,14 @@ def test_streams_over_three_heads(run_dir):
         assert plain["choices"][0]["text"].find(stop) > 100
         stopped = {"prompt": [11], "seed": 5, "stop": [stop], "n": 1, "stream_options": USAGE}
         asked = STREAMS | {"stopped": ("completions", stopped)}
-        clients = [Client(heads, name, *request) for name, request in asked.items()]
+        clients = [Client(run, name, *request) for name, request in asked.items()]
         reading = [asyncio.create_task(client.read()) for client in clients]
         for least in (10, 120):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(100):
                 while any(c.events < least for c in clients):
                     await asyncio.sleep(0.01)
-            await heads.kill()
-            endpoint = await heads.start()
+            run.kill()
+            endpoint = await run.next()
         await asyncio.gather(*reading)
         assert all(client.broken >= 2 for client in clients)
         for client in clients:
@@ -190,39 +151,32 @@ def test_streams_over_three_heads(run_dir):
         texts = [d["choices"][0]["text"] for _, d in by_name["stopped"].parsed() if d["choices"]]
         before, _, _ = plain["choices"][0]["text"].partition(stop)
         assert "".join(texts) == before
-        assert read_head(run_dir).incarnation == 3
+        assert read_head(run.run_dir).incarnation == 3
 
-    async def guarded() -> None:
-        try:
-            await scenario()
-        finally:
-            await heads.stop()
-
-    asyncio.run(guarded())
+    asyncio.run(scenario())
 
 
-def test_a_batch_over_two_heads(run_dir):
+def test_a_batch_over_two_heads(run):
     """Its client is elsewhere: it waits, finds the next head, and gets each answer once."""
-    heads = Heads(run_dir)
     requests = [
         Request(f"c{i}", i, COMPLETIONS, COMMON | {"prompt": [5 + i], "max_tokens": 300})
         for i in range(12)
     ]
 
     async def scenario() -> None:
-        endpoint = await heads.start()
+        endpoint = await run.next()
         outcomes = []
-        client = BatchClient(heads.endpoint, concurrency=6, patient=True)
+        client = BatchClient(run.endpoint, concurrency=6, patient=True)
         running = asyncio.create_task(client.run(requests, outcomes.append))
-        async with asyncio.timeout(60), httpx.AsyncClient() as http:
+        async with asyncio.timeout(100), httpx.AsyncClient() as http:
             tokens = 0
             while tokens < 800:
                 await asyncio.sleep(0.02)
                 status = await http.get(endpoint.replace("/v1", "/status"))
                 tokens = status.json()["requests"]["tokens"]
-        await heads.kill()
-        endpoint = await heads.start()
-        await asyncio.wait_for(running, 60)
+        run.kill()
+        endpoint = await run.next()
+        await asyncio.wait_for(running, 100)
         assert sorted(o.custom_id for o in outcomes) == sorted(r.custom_id for r in requests)
         assert {o.status for o in outcomes} == {200}
         lengths = {len(o.body["choices"][0]["token_ids"]) for o in outcomes}
@@ -233,10 +187,4 @@ def test_a_batch_over_two_heads(run_dir):
         assert 0 < status.json()["requests"]["tokens"] < 12 * 300 - 700
         assert status.json()["requests"]["moved"] > 0
 
-    async def guarded() -> None:
-        try:
-            await scenario()
-        finally:
-            await heads.stop()
-
-    asyncio.run(guarded())
+    asyncio.run(scenario())
