@@ -12,6 +12,7 @@ claim to be linked to the EWs by shm and to the CSs by tcp, for a reason.
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role, parse_worker_id
 from tarragon_hpc.wire.common import Peer, Resumption, TokenDelta, TokenLogprobs
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
+from tarragon_hpc.wire.notice import Terminator
 from tarragon_hpc.wire.to_head import (
     Failed,
     Holding,
@@ -79,6 +81,9 @@ def main(context: WorkerContext) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: link.send(Notice(*me, "SIGUSR1")))
     holds: set[int] = set()
     draining: Drain | None = None
+    if context.config.cluster.backend == "slurm" and mine != "deaf":
+        leave = functools.partial(inbox.put, Drain("SIGTERM"))
+        Terminator(context, link.send, leave, lambda: draining is not None).install()
     while True:
         if draining is not None and not running:
             link.send(Stopping(*me, draining.reason))
