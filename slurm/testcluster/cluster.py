@@ -165,10 +165,15 @@ class Cluster:
 
     def step(self, job: str, name: str) -> Step:
         """The running step of a name. Raises LookupError."""
-        for step in self.steps(job):
-            if step.name == name:
-                return step
-        raise LookupError(f"job {job} has no step {name}: {self.steps(job)}")
+        return self._find(job, lambda step: step.name == name, name)
+
+    def named(self, step: str) -> str:
+        """The name of a running step J.S. Raises LookupError."""
+        return self._find(step.partition(".")[0], lambda found: found.id == step, step).name
+
+    def where(self, step: str) -> str:
+        """The node of a running step J.S. Raises LookupError."""
+        return self._find(step.partition(".")[0], lambda found: found.id == step, step).node
 
     def tasks(self, step: str) -> set[int]:
         """Processes of a step J.S (or J.batch) on all its nodes."""
@@ -232,8 +237,16 @@ class Cluster:
                 self.start_slurmd(node)
         for node, state in self.nodes().items():
             if state.startswith(("drain", "drng", "down")):
-                self.resume(node)
+                with contextlib.suppress(RuntimeError):  # it may just have come back by itself
+                    self.resume(node)
         wait(lambda: set(self.nodes().values()) == {"idle"}, 60, "all nodes idle")
+
+    def _find(self, job: str, wanted: Callable[[Step], bool], what: str) -> Step:
+        steps = self.steps(job)
+        for step in steps:
+            if wanted(step):
+                return step
+        raise LookupError(f"job {job} has no step {what}: {steps}")
 
     def _write(self, owner: int | None) -> None:
         for folder in ("spool", "state", "log"):

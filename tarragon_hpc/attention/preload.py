@@ -24,12 +24,17 @@ _UNWANTED = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_PLUGINS")
 
 # What vLLM imports while it builds an engine.
 _LATER = (
+    "transformers.integrations.mistral.tokenizer",
+    "vllm.distributed.elastic_ep.elastic_execute",
+    "vllm.model_executor.layers.quantization.online.base",
     "vllm.renderers.hf",
     "vllm.tokenizers.hf",
+    "vllm.v1.core.sched.scheduler",
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.sample.sampler",
 )
 _WORKER = {True: "vllm.v1.worker.cpu_worker", False: "vllm.v1.worker.gpu_worker"}
+_CPU_LATER = ("vllm.utils.cpu_triton_utils", "vllm.v1.attention.backends.cpu_attn")
 
 
 def preload() -> None:
@@ -48,7 +53,14 @@ def preload() -> None:
     on_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
     importlib.import_module(_WORKER[on_cpu])
     if on_cpu:
+        for name in _CPU_LATER:
+            importlib.import_module(name)
         _compile_nothing()
+
+
+def preload_model(architecture: str) -> None:
+    """After `preload`, for a process that knows what it will serve: the code of the model."""
+    importlib.import_module("tarragon_hpc.attention.vllm_setup").load_model_class(architecture)
 
 
 def _compile_nothing() -> None:

@@ -1,7 +1,8 @@
-"""The commands about Slurm jobs: render, resume, and the batch process's own `head`."""
+"""The commands about Slurm jobs: render, resume, attach, and the batch process's own `head`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(render)
     app.command()(resume)
+    app.command()(attach)
     app.command(hidden=True)(head)
 
 
@@ -85,6 +87,24 @@ def resume(
     raise typer.Exit(command(run, root, wait=wait))
 
 
+def attach(
+    run: Run = None,
+    root: Root = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it has a head, which then leaves.")
+    ] = False,
+) -> None:
+    """Be the head of a run on Slurm that has lost its own, here, in the foreground.
+
+    Its workers go on, and streams can be resumed. Ctrl-C leaves the run without a head again: its
+    job starts the next one, if it has a batch process; else `tarragon attach` again, or
+    `tarragon stop` first.
+    """
+    from tarragon_hpc.cli.attach import attach as command
+
+    raise typer.Exit(command(run, root, force=force))
+
+
 def head(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Its directory.")] = None,
     new: Annotated[
@@ -96,6 +116,11 @@ def head(
     target: _Output = None,
     run_dir: RunDir = None,
     overrides: Overrides = None,
+    child: Annotated[bool, typer.Option(help="Of a process that starts the next one.")] = False,
+    standby: Annotated[bool, typer.Option(help="Wait until the run has no head.")] = False,
+    patience: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="For others to become it first.")
+    ] = 5.0,
 ) -> None:
     """Be the head of a run that was prepared by `serve` or `generate`; for job scripts."""
     from tarragon_hpc.errors import UserError
@@ -103,9 +128,12 @@ def head(
     if (run is None) == (new is None):
         raise UserError("head: takes a run's directory, or --new CONFIG")
     if run is not None:
-        from tarragon_hpc.cli.head import run_head
+        from tarragon_hpc.cli.head import be_head, run_head
 
-        raise typer.Exit(run_head(str(run)))
+        if not (child or standby):
+            raise typer.Exit(run_head(str(run)))
+        parent = os.getppid() if child else None
+        raise typer.Exit(be_head(str(run), standby=standby, patience_s=patience, parent=parent))
     from tarragon_hpc.cli.batch import make_work
     from tarragon_hpc.cli.new_run import new_run
 

@@ -1,34 +1,36 @@
 """`generate` as a job: a head answers the requests that its run was prepared for.
 
 The batch runs inside the head, against its own gateway. What one head has not answered the next one
-does, with the same request ids, whatever became of the first (`generate.parts`).
+does, with the same keys, so that it goes on from the tokens that are known (`generate.parts`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.head import RunInfo, run_service
-from tarragon_hpc.cluster.rendezvous import CONFIG, TIMELINE
+from tarragon_hpc.cluster.inheritance import final_state
+from tarragon_hpc.cluster.rendezvous import CONFIG, TIMELINE, open_run
 from tarragon_hpc.cluster.slurm.chain import cancel_later
 from tarragon_hpc.cluster.slurm.jobs import HEAD, jobs_of
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.gateway.tls import own_client_context
 from tarragon_hpc.generate.client import BatchClient
-from tarragon_hpc.generate.final import Report, failures_of, write_report
+from tarragon_hpc.generate.final import REPORT, Report, failures_of, write_report
 from tarragon_hpc.generate.inputs import read_requests
 from tarragon_hpc.generate.parts import Part, begun, check_target, merge, survey
 from tarragon_hpc.generate.progress import Progress
 from tarragon_hpc.observe.timeline import read_timeline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import NoReturn
 
     from tarragon_hpc.cluster.work import Work
     from tarragon_hpc.config import Config
@@ -43,8 +45,13 @@ _SAY_S = 30.0
 log = logging.getLogger(__name__)
 
 
-def answer_requests(run_dir: Path, work: Work) -> int:
-    """Be the head of a batch; returns the exit status.
+def answer_requests(
+    run_dir: Path,
+    work: Work,
+    head_number: int | None = None,
+    on_interrupt: Callable[[], NoReturn] | None = None,
+) -> int:
+    """Be the head of a batch; returns the exit status. head_number, on_interrupt: `run_service`'s.
 
     0: every request has its final result, or the run was handed over. 1: some failed in the
     service, and can be tried again. Raises TarragonError.
@@ -57,10 +64,14 @@ def answer_requests(run_dir: Path, work: Work) -> int:
     done, before = survey(run_dir, work.target, known)
     todo = [request for request in requests if request.custom_id not in done]
     log.info("batch: %d of %d requests are done already", len(done), len(requests))
+    ended = final_state(open_run(run_dir))
+    if ended is not None and (run_dir / REPORT).exists():
+        log.info("run %s has ended: %s", ended.run, ended.reason)
+        return 0
     with Part(run_dir) as part:
-        if todo:
+        if todo and ended is None:
             progress = Progress(len(requests), before, since, time.monotonic())
-            job = _Job(config, run_dir, todo, part, progress)
+            job = _Job(config, run_dir, todo, part, progress, head_number, on_interrupt)
             try:
                 asyncio.run(job.run())
             except ClusterError:
@@ -76,13 +87,22 @@ class _Job:
     """What one head does for a batch."""
 
     def __init__(
-        self, config: Config, run_dir: Path, todo: list[Request], part: Part, progress: Progress
+        self,
+        config: Config,
+        run_dir: Path,
+        todo: list[Request],
+        part: Part,
+        progress: Progress,
+        head_number: int | None,
+        on_interrupt: Callable[[], NoReturn] | None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._todo = todo
         self._part = part
         self._progress = progress
+        self._head_number = head_number
+        self._on_interrupt = on_interrupt
         self._delivered = 0
         self.handed_over = False
 
@@ -91,6 +111,8 @@ class _Job:
         await run_service(
             self._config,
             run=self._run_dir,
+            head_number=self._head_number,
+            on_interrupt=self._on_interrupt,
             on_ready=self._ready,
             stop=asyncio.Event(),
             work=self._answer,
@@ -121,7 +143,6 @@ class _Job:
             concurrency=self._concurrency(),
             api_key=gateway.api_keys[0] if gateway.api_keys else None,
             tls=own_client_context(gateway),
-            names=lambda request: request_name(info.run, request),
             patient=True,
         )
         self._progress.begin(time.monotonic())
@@ -152,12 +173,6 @@ class _Job:
             if time.monotonic() - said >= _SAY_S:
                 said = time.monotonic()
                 log.info("%s", self.said())
-
-
-def request_name(run: str, request: Request) -> str:
-    """The id of a request, the same from every head of the run."""
-    digest = hashlib.sha256(f"{run}\0{request.custom_id}".encode()).hexdigest()
-    return f"batch-{digest[:24]}"
 
 
 def _keep(run_dir: Path, work: Work, known: frozenset[str], part: Part) -> None:

@@ -9,6 +9,7 @@ from tarragon_hpc.cli.head import run_head
 from tarragon_hpc.cli.runs import locate
 from tarragon_hpc.cli.waiting import wait_and_say
 from tarragon_hpc.cluster.rendezvous import CONFIG, open_run
+from tarragon_hpc.cluster.root import local_path
 from tarragon_hpc.cluster.slurm import queue
 from tarragon_hpc.cluster.slurm.begin import begin
 from tarragon_hpc.cluster.slurm.checks import check, prepared
@@ -16,7 +17,7 @@ from tarragon_hpc.cluster.slurm.commands import call
 from tarragon_hpc.cluster.slurm.jobs import HEAD, Job, jobs_of
 from tarragon_hpc.cluster.slurm.sbatch import submit_head
 from tarragon_hpc.cluster.work import Work, read_work
-from tarragon_hpc.config import load_config
+from tarragon_hpc.config import RunConfig, load_config
 from tarragon_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,5 +57,6 @@ def _submitted(path: Path, job: Job, work: Work, *, wait: bool) -> int:
     print(f"run {name}: job {job.job} submitted; its files are in {path}", flush=True)
     if wait:
         return wait_and_say(path, "serving" if work.kind == "serve" else "ended")
-    print(f"next: tarragon status {name} | tarragon logs -f {name} | tarragon stop {name}")
+    usual = path.parent == local_path(RunConfig().root)
+    print(f"next: tarragon status {name if usual else path} (or logs -f, endpoint --wait, stop)")
     return 0

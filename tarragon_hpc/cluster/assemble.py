@@ -7,6 +7,7 @@ exit stack, in reverse order.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
 import socket
@@ -36,6 +37,7 @@ from tarragon_hpc.cluster.succession import (
     inherited,
     listen_again,
     make_room,
+    part_from,
 )
 from tarragon_hpc.cluster.tenure import Guarded, Tenure
 from tarragon_hpc.gateway.app import create_app
@@ -96,6 +98,8 @@ class Parts:
     orchestrator: Orchestrator
     reporter: Reporter
     timeline: Timeline
+    suspend: Callable[[str], None]
+    """Leave the requests that are kept to the next head, for this reason."""
 
 
 async def assemble(
@@ -181,7 +185,7 @@ async def assemble(
     timeline = Timeline(path / TIMELINE)
     stack.callback(timeline.close)
     launcher = await make_launcher(config, path, places, lambda: orchestrator, timeline.record)
-    stack.push_async_callback(launcher.close)
+    stack.push_async_exit(functools.partial(part_from, launcher))
     reporter = Reporter(sessions, timeline, metrics, lambda: orchestrator.heard)
     detection = config.detection
     orchestrator = Orchestrator(
@@ -236,7 +240,7 @@ async def assemble(
     # Nothing can have been admitted before.
     if taken_over := app.state.keeper.take_over(path, number):
         timeline.record("requests taken over", count=taken_over)
-    return Parts(info, sessions, orchestrator, reporter, timeline)
+    return Parts(info, sessions, orchestrator, reporter, timeline, app.state.keeper.suspend)
 
 
 def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tarragon_hpc.wire.to_head import (
     Register,
     Resumed,
     ScaleRun,
+    StandBy,
     StatusQuery,
     StopRun,
     Tokens,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _MAX_STRANGERS = 128
 _FIRST_MESSAGE_S = 5.0
 
-FromClient = StatusQuery | StopRun | ScaleRun | Note
+FromClient = StatusQuery | StandBy | StopRun | ScaleRun | Note
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ class ControlServer:
         tls: ssl.SSLContext | None = None,
         alive_s: float | None = None,
     ) -> None:
+        self.standbys = 0
+        """Standby heads that are connected."""
         self._secret = secret
         self._workers = workers
         self._sequences = sequences
@@ -194,6 +197,12 @@ class ControlServer:
         match first:
             case Register():
                 await self._serve_worker(connection, first, messages)
+            case StandBy():
+                self.standbys += 1
+                try:
+                    await self._serve_client(connection, first, messages)
+                finally:
+                    self.standbys -= 1
             case StatusQuery() | StopRun() | ScaleRun() | Note():
                 await self._serve_client(connection, first, messages)
             case None:
@@ -258,6 +267,8 @@ class ControlServer:
             match message:
                 case StatusQuery():
                     connection.send(StatusReply(self._status()))
+                case StandBy():
+                    connection.send(Done())
                 case StopRun(drain_s=drain_s) if math.isfinite(drain_s) and drain_s >= 0:
                     await self._stop(drain_s)
                     connection.send(Done())

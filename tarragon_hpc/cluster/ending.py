@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
     from tarragon_hpc.config import ClusterConfig
 
@@ -96,15 +97,21 @@ class Ending:
 
 
 @contextlib.contextmanager
-def signals(ending: Ending) -> Iterator[None]:
-    """Have the usual signals end the head; not outside the main thread, where none arrive."""
+def signals(ending: Ending, on_interrupt: Callable[[], NoReturn] | None = None) -> Iterator[None]:
+    """Have the usual signals end the head; not outside the main thread, where none arrive.
+
+    on_interrupt: what those of a terminal, and SIGTERM, do instead.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
     wanted = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     for number in wanted:
-        loop.add_signal_handler(number, ending.signalled, number)
+        if on_interrupt is not None and number != signal.SIGUSR2:
+            loop.add_signal_handler(number, on_interrupt)
+        else:
+            loop.add_signal_handler(number, ending.signalled, number)
     try:
         yield
     finally:

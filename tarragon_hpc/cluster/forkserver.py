@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -28,7 +27,7 @@ import msgspec
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.cluster.lifeline import die_with
-from tarragon_hpc.cluster.preload import become, preload
+from tarragon_hpc.cluster.preload import become, preload, settle
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.ids import Role
 from tarragon_hpc.observe.log import configure
@@ -73,9 +72,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if reason is not None:
             log.warning("workers are started without a fork server: %s", reason)
             entry.leave(1)
-        # What is there stays: no collection writes to, and so copies, the pages of all this.
-        gc.collect()
-        gc.freeze()
+        settle()
         log.info("ready after %.2f s", time.monotonic() - began)
         sock.sendall(READY)
         arguments = _serve(sock)

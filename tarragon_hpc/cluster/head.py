@@ -25,6 +25,7 @@ from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
+    from typing import NoReturn
 
     from tarragon_hpc.config import Config
 
@@ -48,6 +49,7 @@ async def run_service(
     work: Callable[[RunInfo], Awaitable[None]] | None = None,
     more: Callable[[], Mapping[str, Any]] = dict,
     on_handover: Callable[[], None] = lambda: None,
+    on_interrupt: Callable[[], NoReturn] | None = None,
 ) -> int:
     """Run a service until `stop` is set, SIGINT, SIGTERM or SIGHUP arrives, a client stops it, or
     `work` (begun once everything serves) is done. Returns the exit status, 0.
@@ -57,6 +59,7 @@ async def run_service(
     ended for good is left as it is. more: what else the run's status says. SIGUSR2, and in a job
     SIGTERM, hand the run over (`ending.py`): `on_handover` is called, and `work` not cancelled, but
     answered with 503.
+    on_interrupt: is called instead by the signals of a terminal, and leaves the run as it is.
     Running requests may finish for `cluster.drain_timeout_s`; a second signal cuts that short.
     Nothing is left behind but the run directory. Raises UserError for the user's mistakes, before
     any worker was started, ClusterError if the workers could not be started, and what `work`
@@ -68,7 +71,7 @@ async def run_service(
     ending = Ending(stop, config.cluster)
     _allow_descriptors()
     async with AsyncExitStack() as stack:
-        stack.enter_context(signals(ending))
+        stack.enter_context(signals(ending, on_interrupt))
         where = run or Fresh(run_dir)
         parts = await assemble(config, where, ending, stack, more, head_number=head_number)
         log.info("run %s in %s", parts.info.run, parts.info.run_dir)
@@ -93,9 +96,10 @@ async def _live(
     serving = parts.reporter.serving
     run = asyncio.create_task(parts.orchestrator.run(), name="orchestrator")
     errand: asyncio.Future[None] | None = None
-    if parts.orchestrator.state.phase is RunPhase.DRAINING:
+    past = parts.orchestrator.state
+    if past.phase is RunPhase.DRAINING:
         # The head before this one was about to stop; the requests that it waited for were its own.
-        parts.orchestrator.stop(parts.orchestrator.state.reason)
+        parts.orchestrator.stop(past.reason, handover=past.handover)
     try:
         await _first(run, serving.wait(), ending.stop.wait())
         if serving.is_set() and not run.done():
@@ -130,11 +134,12 @@ async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> 
         parts.sessions.hand_over(ending.reason)
     if parts.orchestrator.state.phase is RunPhase.RUNNING:
         parts.orchestrator.drain(ending.reason, ending.drain_s)
-        drain = asyncio.create_task(parts.sessions.drain(ending.drain_s), name="drain")
-        await _first(run, drain, ending.hurry.wait())
-        if not drain.done():
-            await _cancel(drain)
-            await parts.sessions.drain(0)
+        await _first(run, parts.sessions.quiet(ending.drain_s), ending.hurry.wait())
+    if ending.handover:
+        words = f"{ending.reason}; come back to it: the service goes on after that"
+        parts.suspend(words)
+    if parts.orchestrator.state.phase is RunPhase.DRAINING:
+        parts.sessions.cut()
     parts.orchestrator.stop(ending.reason, handover=ending.handover)
 
 

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process runs that an earlier head has started. step: of Slurm, `job.step`; empty:
-    unknown, as is an empty host.
+    """Where a process runs that an earlier head has started. step: of Slurm, `job.step`; node: as
+    Slurm calls it; job: if it is this worker's alone. What is empty is unknown.
     """
 
     who: Incarnation
     step: str
-    host: str
+    node: str
+    job: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,16 @@ def inherit(run_dir: Path, head: int, *, now: float, wall: float) -> Inheritance
 
 
 def _places(run_dir: Path, workers: list[Worker]) -> list[Place]:
-    """By the records that the workers have left."""
+    """By what the workers said to the head, or left in the run directory before."""
     roster = Roster(run_nonce(run_secret(run_dir)))
     directory = Directory(run_dir).under(WORKERS)
-    wanted = {f"{_who(worker)}.json" for worker in workers}
+    wanted = {f"{_who(worker)}.json" for worker in workers if not worker.step}
     look(directory, roster, [name for name in directory.names() if name in wanted])
     places = []
     for worker in workers:
         record = roster.records.get(worker.worker)
-        step, host = (record.step, record.host) if record is not None else ("", worker.host or "")
-        places.append(Place(_who(worker), step, host))
+        step = worker.step or (record.step if record is not None else "")
+        places.append(Place(_who(worker), step, worker.node, worker.job))
     return places
 
 

@@ -16,16 +16,16 @@ _CLONE_FILES = 0x400  # unshare(2)
 log = logging.getLogger(__name__)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process (SIGKILL) when process `parent` ends.
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when process `parent` ends.
 
     Without a race: a parent that died before the request was made is noticed by its changed pid,
     and this process then ends here. Call it in the main thread, before any other work.
     Raises OSError if the kernel refuses.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 def adopt_orphans(adopt: bool = True) -> None:

@@ -18,7 +18,7 @@ def interfaces() -> dict[str, str]:
 
 def node_name(environ: Mapping[str, str] = os.environ) -> str:
     """What Slurm calls the node that this process is on; empty without Slurm."""
-    return environ.get("SLURMD_NODENAME", "") if "SLURM_STEP_ID" in environ else ""
+    return environ.get("SLURMD_NODENAME", "")
 
 
 def step_id(environ: Mapping[str, str] = os.environ) -> str:

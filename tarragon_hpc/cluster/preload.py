@@ -5,6 +5,7 @@ spares of a Slurm job have in common.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import sys
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role
+from tarragon_hpc.models.describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from tarragon_hpc.config import Config
 
 # Each has a function `preload`, which imports what a worker of the role imports later on; the main
 # module of a CS imports everything itself.
@@ -25,6 +29,19 @@ _OPENMP = ("libgomp", "libomp", "libiomp")
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """During the imports: numpy's BLAS would start threads; CUDA must be asked about, not initialised.
 """
+
+
+def preload_model(roles: Collection[Role], config: Config) -> None:
+    """After `preload`, what depends on the model. Raises ConfigError, ModelError, ClusterError."""
+    if Role.AW in roles:
+        architecture = describe(config.model.path, config.model.dtype).architecture
+        importlib.import_module(_PRELOAD[Role.AW]).preload_model(architecture)
+
+
+def settle() -> None:
+    """What is there stays: no collection looks at it, or writes to its pages, any more."""
+    gc.collect()
+    gc.freeze()
 
 
 def preload(roles: Collection[Role]) -> None:

@@ -15,11 +15,15 @@ import os
 import queue
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 
 from tarragon_hpc.cluster import entry, node
-from tarragon_hpc.cluster.preload import ENVIRONMENT, become, preload
+from tarragon_hpc.cluster.preload import ENVIRONMENT, become, preload, preload_model, settle
+from tarragon_hpc.cluster.rendezvous import CONFIG
+from tarragon_hpc.config import load_config
+from tarragon_hpc.errors import TarragonError
 from tarragon_hpc.ids import Role
 from tarragon_hpc.observe.log import configure
 
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tarragon_hpc.cluster.entry --standby")
     parser.add_argument("--standby", required=True, help="its own name")
     parser.add_argument("--roles", required=True, type=_roles, help="what it may become: aw,ew")
-    parser.add_argument("--run-dir", required=True, help="names its run in `ps`")
+    parser.add_argument("--run-dir", required=True, type=Path)
     args = parser.parse_args(argv)
     os.umask(0o077)
     configure(args.standby)
@@ -52,6 +56,8 @@ def main(argv: list[str]) -> int:
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     preload(args.roles)
+    _prepare(args.roles, args.run_dir)
+    settle()
     log.info("ready after %.2f s", time.monotonic() - began)
     os.write(1, b"%s %s\n" % (READY, node.step_id().encode()))
     given = msgspec.json.decode(lines.get(), type=Assignment)
@@ -74,6 +80,14 @@ def _read(lines: queue.Queue[bytes]) -> None:
             os._exit(0)
         data += more
     lines.put(data.partition(b"\n")[0])
+
+
+def _prepare(roles: frozenset[Role], run_dir: Path) -> None:
+    """Also import what is special to the run's model; a worker will say what is wrong with it."""
+    try:
+        preload_model(roles, load_config(run_dir / CONFIG))
+    except TarragonError as error:
+        log.warning("%s", error)
 
 
 def _roles(text: str) -> frozenset[Role]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tarragon_hpc.cluster.inheritance import Inheritance, inherit
 from tarragon_hpc.cluster.rendezvous import claim_head
-from tarragon_hpc.errors import ClusterError, ConfigError, UserError
+from tarragon_hpc.errors import ClusterError, ConfigError, TarragonError, UserError
 from tarragon_hpc.gateway.server import listen
 
 if TYPE_CHECKING:
@@ -33,8 +33,18 @@ log = logging.getLogger(__name__)
 class Adopter(Protocol):
     """A launcher that can go on with what an earlier head has started."""
 
-    def adopt(self, who: Incarnation, step: str, node: str) -> None:
-        """Watch and end this process as if it had been started here."""
+    def adopt(self, who: Incarnation, step: str, node: str, job: str) -> bool:
+        """Watch and end this process as if it had been started here. False: that cannot be."""
+
+    def detach(self) -> None:
+        """Let everything go on without this head."""
+
+
+class Mortal(Protocol):
+    """A launcher whose workers can be ended with it."""
+
+    async def close(self) -> None:
+        """End whatever still runs and wait until it is gone."""
 
 
 def claimed(run_dir: Path) -> int:
@@ -55,6 +65,17 @@ def inherited(run_dir: Path, head: int, backend: str) -> Inheritance | None:
     return past
 
 
+async def part_from(launcher: Mortal, kind: type[BaseException] | None, *how: object) -> None:
+    """End the workers with their head; but not if a bug ends it: the next head goes on with those
+    that can outlive this one.
+    """
+    if isinstance(launcher, Adopter) and kind is not None and not issubclass(kind, TarragonError):
+        log.error("the head ends by a bug; its workers wait for the next one")
+        launcher.detach()
+    else:
+        await launcher.close()
+
+
 def make_room(places: Places, state: State) -> None:
     """Places for workers that the run has been given since it began. Raises ClusterError."""
     beside = [worker for worker in state.workers if worker in places]
@@ -69,7 +90,7 @@ def adopt(launcher: Launcher, past: Inheritance) -> None:
     """
     if isinstance(launcher, Adopter):
         for place in past.places:
-            launcher.adopt(place.who, place.step, place.host)
+            launcher.adopt(place.who, place.step, place.node, place.job)
     for who in past.doomed:
         launcher.kill(who)
 

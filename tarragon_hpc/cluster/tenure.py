@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.directory import Directory, said
 from tarragon_hpc.cluster.rendezvous import newest_claim
+from tarragon_hpc.cluster.supervisor import EXIT_SUPERSEDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.orchestrator.service import Launcher
-
-EXIT_SUPERSEDED = 77
-"""Exit status of a head that has found a newer one."""
 
 _LOOK_S = 0.7
 _FRESH_S = 0.1  # a look holds for so long, so that a burst of starts costs one

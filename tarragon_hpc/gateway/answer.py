@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tarragon_hpc.errors import RequestError, Unavailable
+from tarragon_hpc.errors import HandingOver, RequestError, Unavailable
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.ongoing import Ongoing
 
@@ -86,11 +86,14 @@ class Answer(Ongoing):
     async def get(self) -> Any:
         """The answer, once it is there. Raises what its making raised."""
         with self.reading():
-            while not (self.ended or self.cut):
+            while not self.ended:
                 await self._news.wait()
         if self._value is not None:
             return self._value
-        raise self._error or Unavailable("the service goes on elsewhere; send the request again")
+        if self.cut:
+            raise HandingOver(self.cut)
+        # Without an error nobody was there for too long, and it was given up.
+        raise self._error or Unavailable("the request was given up; send it again")
 
     async def _make(self) -> None:
         try:

@@ -120,7 +120,7 @@ class Generation:
             for spec in sampling_specs(request, len(prompt), service.limits, service.defaults)
         ]
         name = f"{prefix}-{request.request_id or uuid.uuid4().hex}"
-        handle = service.sessions.open(work, name, kept=kept)
+        handle = service.sessions.open(work, name, kept=kept, ordered=kept and request.stream)
         return cls(service, request, prompts, handle, id=name, created=int(time.time()))
 
     @property

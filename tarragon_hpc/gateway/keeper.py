@@ -129,14 +129,14 @@ class Keeper:
             self._waking = asyncio.create_task(self._wake(things), name="keeper")
         return len(things)
 
-    def suspend(self) -> None:
-        """The next head goes on with all of this: nothing more is written down, made or told here.
+    def suspend(self, reason: str) -> None:
+        """The next head goes on with all of this: nothing more is written down or made here.
 
-        Clients are cut off, and are to come back to that head.
+        Clients are told the reason, and to come back to that head.
         """
         self._notes.close()
         for thing in (*self._replays, *self._answers):
-            thing.suspend()
+            thing.suspend(reason)
 
     async def _wake(self, things: list[Replay | Answer]) -> None:
         await self._service.sessions.served.wait()
@@ -170,6 +170,8 @@ class Keeper:
                 request = read_request(CompletionRequest, body)
             else:
                 request = read_request(ChatRequest, body)
+            if request.n * len(opened.prompts) != len(opened.sequences):
+                raise RequestError(f"n: is {request.n} with {len(opened.sequences)} sequences")
         except (TarragonError, msgspec.DecodeError) as error:
             log.warning("request %s of an earlier head cannot go on: %s", opened.id, error)
             self._notes.forgotten(kept.name)
@@ -178,7 +180,7 @@ class Keeper:
             self._service,
             request,
             opened.prompts,
-            self._service.sessions.reopen(kept, first_attempt(head)),
+            self._service.sessions.reopen(kept, first_attempt(head), ordered=request.stream),
             id=opened.id,
             created=opened.created,
         )

@@ -23,7 +23,7 @@ class Ongoing:
     ) -> None:
         self.name = name
         self.ended = False
-        self.cut = False
+        self.cut = ""
         self._keep_s = keep_s
         self._gone = gone
         self._asleep = asleep
@@ -42,9 +42,9 @@ class Ongoing:
         self._asleep = False
         self._count()
 
-    def suspend(self) -> None:
-        """Another head goes on with it: nothing more is made or told here."""
-        self.cut = True
+    def suspend(self, reason: str) -> None:
+        """Another head goes on with it: nothing more is made or told here but the reason."""
+        self.cut = reason
         if self._task is not None:
             self._task.cancel()
         self._tell()
@@ -79,7 +79,7 @@ class Ongoing:
 
     def _count(self) -> None:
         """Begin the time after which it is forgotten or given up, or stop counting it."""
-        if self._asleep or self.cut or self._forgetting:
+        if self._asleep or self._forgetting:
             return
         if self._timer is not None:
             self._timer.cancel()

@@ -1,9 +1,10 @@
 """The lines of the request log, and what they add up to. Pure: no files, no clock.
 
-One JSON object per line, by "type":
+One JSON object per line, with its checksum at the end ("crc"), by "type":
 
-    opened     a request as it came, the prompts and samplings of its sequences; restates one that
-               was there before, with nothing produced
+    opened     a request as it came, the prompts and samplings of its sequences; in a log that was
+               rewritten also what they had produced until then. It counts instead of all that was
+               said of the request before, as a whole or (torn) not at all
     tokens     what one message of an AW added to its sequences (Item: positions, so that one that
                comes twice changes nothing)
     ended      a sequence ended otherwise than by its last token: at a stop string, or by an error
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
+from zlib import crc32
 
 import msgspec
 
@@ -53,7 +55,8 @@ class Opened(_Line, frozen=True, tag="opened"):
     """A request. body: as received. id, created: as its client is told. holder: whose it is (a
     digest of the API key). names: what the holder may call it; key: its Idempotency-Key.
 
-    There are as many sequences for each prompt; every one has a seed if it is sampled.
+    There are as many sequences for each prompt; every one has a seed if it is sampled. items:
+    what was produced until this was written.
     """
 
     id: str
@@ -66,6 +69,7 @@ class Opened(_Line, frozen=True, tag="opened"):
     sequences: list[str]
     sampling: list[SamplingSpec]
     key: str | None = None
+    items: list[Item] = []
 
     def prompt(self, sequence: int) -> list[int]:
         """The prompt of the sequence at this position."""
@@ -105,6 +109,8 @@ Line: TypeAlias = Opened | Produced | Ended | Forgotten
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Line).decode
+_SUM = b',"crc":"%08x"}'
+_SUM_BYTES = len(_SUM % 0)
 
 
 @dataclass(slots=True)
@@ -128,7 +134,17 @@ class Kept:
 
 def encode(line: Line) -> bytes:
     """A line with its end."""
-    return _encode(line) + b"\n"
+    data = _encode(line)[:-1]
+    return data + _SUM % crc32(data) + b"\n"
+
+
+def decode(text: bytes) -> Line:
+    """A line without its end. Raises ValueError: damage must not pass for another request."""
+    data = text[:-_SUM_BYTES]
+    if text[-_SUM_BYTES:] != _SUM % crc32(data):
+        raise ValueError("its checksum does not fit")
+    line: Line = _decode(data + b"}")
+    return line
 
 
 def item(delta: TokenDelta, had: int, log: TokenLog) -> Item:
@@ -142,8 +158,7 @@ def restated(kept: Kept) -> list[Line]:
     """The lines that say all that is known of a request."""
     names = zip(kept.opened.sequences, kept.logs, strict=True)
     items = [i for name, log in names for i in _items(name, log)]
-    produced = [Produced(items)] if items else []
-    return [kept.opened, *produced, *kept.ended.values()]
+    return [msgspec.structs.replace(kept.opened, items=items), *kept.ended.values()]
 
 
 def record(error: TarragonError) -> Problem:
@@ -184,6 +199,7 @@ class Memory:
     def __init__(self) -> None:
         self.kept: dict[str, Kept] = {}
         self._places: dict[str, tuple[Kept, int]] = {}
+        self._named: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Memory({len(self.kept)} requests)"
@@ -195,8 +211,8 @@ class Memory:
         wrong = []
         for number, text in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                line = _decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                line = decode(text)
+            except ValueError as error:  # msgspec's errors are ValueErrors too
                 wrong.append(f"line {number} is damaged and left out: {error}")
             else:
                 if (problem := self._take(line)) is not None:
@@ -208,8 +224,7 @@ class Memory:
             case Opened():
                 return self._open(line)
             case Produced():
-                problems = [self._produce(i) for i in line.items]
-                return next((p for p in problems if p is not None), None)
+                return self._produce(line.items)
             case Ended():
                 if (place := self._places.get(line.request)) is not None:
                     kept, position = place
@@ -227,16 +242,23 @@ class Memory:
             or count % len(line.prompts)
         ):
             return f"{line.id}: has {count} sequences, which do not fit; left out"
-        kept = Kept.new(line)
+        kept = Kept.new(msgspec.structs.replace(line, items=[]))
         self._drop(kept.name)
         self.kept[kept.name] = kept
         self._places |= {name: (kept, i) for i, name in enumerate(line.sequences)}
-        return None
+        return self._produce(line.items)
 
-    def _produce(self, new: Item) -> str | None:
+    def _produce(self, items: list[Item]) -> str | None:
+        """What is wrong, once for a sequence."""
+        wrong = {i.request: why for i in items if (why := self._add(i)) is not None}
+        new = [wrong[name] for name in wrong.keys() - self._named]
+        self._named |= wrong.keys()
+        return "; ".join(sorted(new)) or None
+
+    def _add(self, new: Item) -> str | None:
         place = self._places.get(new.request)
         if place is None:
-            return f"tokens of {new.request}, which was not opened; left out"
+            return f"tokens of {new.request}, which is not open, are left out"
         kept, position = place
         delta = TokenDelta(
             new.request, new.index, new.token_ids, new.logprobs, new.finish, new.stop_reason,
@@ -245,7 +267,9 @@ class Memory:
         verdict = kept.logs[position].append(delta)
         if verdict in (Verdict.NEW, Verdict.DUPLICATE):
             return None
-        return f"tokens {new.index}… of {new.request} do not fit ({verdict}); left out"
+        return (
+            f"tokens of {new.request} do not fit ({verdict}) and are left out from {new.index} on"
+        )
 
     def _drop(self, name: str) -> None:
         kept = self.kept.pop(name, None)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import ClientDisconnect
-
 from tarragon_hpc.errors import HandingOver, RequestError
 from tarragon_hpc.gateway.fields import shown
 from tarragon_hpc.gateway.ongoing import Ongoing
@@ -63,7 +61,6 @@ class Replay(Ongoing):
         self._restored = asleep
         self._events: list[bytes] = []
         self._error: Exception | None = None
-        self._farewell = b""
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running"
@@ -89,8 +86,12 @@ class Replay(Ongoing):
         """
         while True:
             if self.cut:
-                # Without the end that HTTP gives a whole answer: the client is to come back.
-                raise ClientDisconnect
+                error = HandingOver(self.cut)
+                if not self._events:
+                    raise error
+                # Not numbered: the next head's event has the number that this would have.
+                yield last_words(self.name, error)
+                return
             if number < len(self._events):
                 start, number = number, len(self._events)
                 yield b"".join(self._events[start:number])
@@ -99,8 +100,6 @@ class Replay(Ongoing):
             elif self._error is not None:
                 raise self._error
             else:
-                if self._farewell:
-                    yield self._farewell
                 return
 
     async def _make(self) -> None:
@@ -111,9 +110,7 @@ class Replay(Ongoing):
                         self._append(event)
         except Exception as error:  # noqa: BLE001 - readers are told, whatever it was
             words = last_words(self.name, error)
-            if self._events and isinstance(error, HandingOver):
-                self._farewell = words  # not numbered: the next head's event has that number
-            elif self._events:
+            if self._events:
                 self._append(words)
             else:
                 self._error = error

@@ -6,6 +6,7 @@ Everything here runs in one event loop and nothing waits but `drain`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -83,7 +84,7 @@ class Sessions:
     def unavailable(self) -> str | None:
         """Why nothing can be opened now, or None."""
         if self._handover is not None:
-            return f"{self._handover}; the service goes on after that: come back later"
+            return f"{self._handover}; come back later: the service goes on after that"
         if self._draining:
             return "the service is stopping"
         return self._fleet.why_none() if self._serving else self._reason
@@ -111,13 +112,14 @@ class Sessions:
         name: str = "",
         *,
         kept: bool = False,
+        ordered: bool = False,
     ) -> Handle:
         """Start sequences of (prompt token ids, sampling), all of them or none.
 
         name: what the client calls their answer, for the timeline. kept: the notebook is told of
-        them, and what is read of them follows from their tokens alone. Raises Unavailable,
-        Overloaded (`max_requests` sequences are open), and what `check_count` raises. The ids must
-        have been validated.
+        them. ordered: the deltas follow from the tokens alone. Raises Unavailable, Overloaded
+        (`max_requests` sequences are open), and what `check_count` raises. The ids must have been
+        validated.
         """
         if (why := self.unavailable()) is not None:
             raise HandingOver(why) if self.handing_over else Unavailable(why)
@@ -140,14 +142,14 @@ class Sessions:
             )
             for prompt, sampling in work
         ]
-        handle = (OrderedHandle if kept else Handle)(states, self._release)
+        handle = (OrderedHandle if ordered else Handle)(states, self._release)
         for state in states:
             self._open[state.request] = state
             self._idle.clear()
             self._moves.begin(state)
         return handle
 
-    def reopen(self, kept: Kept, first_attempt: int) -> Handle:
+    def reopen(self, kept: Kept, first_attempt: int, *, ordered: bool) -> Handle:
         """Go on with the sequences of a request that an earlier head had opened.
 
         Those that lack something wait for an AW without limit until the service serves for the
@@ -156,7 +158,7 @@ class Sessions:
         `max_requests`: they had been admitted.
         """
         states = restore(kept, first_attempt)
-        handle = OrderedHandle(states, self._release)
+        handle = (OrderedHandle if ordered else Handle)(states, self._release)
         for state in states:
             self._open[state.request] = state
             self._idle.clear()
@@ -170,27 +172,30 @@ class Sessions:
 
     async def drain(self, timeout_s: float) -> int:
         """Admit nothing more, wait until all ends have been read; then cut and count the rest."""
+        return 0 if await self.quiet(timeout_s) else self.cut()
+
+    async def quiet(self, timeout_s: float) -> bool:
+        """Admit nothing more, wait until all ends have been read; whether they were."""
         self._draining = True
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-        except TimeoutError:
-            rest = [*self._fleet.everything(), *self._moves.waiting(), *self._held]
-            self._held.clear()
-            self._moves.abort(rest)
-            for state in rest:
-                self._tally.fail(state, self._cut())
-            return len(rest)
-        return 0
+        return self._idle.is_set()
 
-    def _cut(self) -> Unavailable:
+    def cut(self) -> int:
+        """End and count what runs, or waits for an AW."""
+        rest = [*self._fleet.everything(), *self._moves.waiting(), *self._held]
+        self._held.clear()
+        self._moves.abort(rest)
+        for state in rest:
+            self._tally.fail(state, self._last_words())
+        return len(rest)
+
+    def _last_words(self) -> Unavailable:
         """What is said to requests that could not be finished."""
         if self._handover is None:
             return Unavailable("the service stopped before the request was done")
-        return HandingOver(
-            f"{self._handover}; the service goes on after that: ask again, or come back to a"
-            " resumable stream"
-        )
+        return HandingOver(f"{self._handover}; ask again: the service goes on after that")
 
     # The head, about AWs. What is said of unknown incarnations is ignored.
 

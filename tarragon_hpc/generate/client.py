@@ -1,12 +1,18 @@
-"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes."""
+"""Send requests to a gateway, a bounded number at once, and hand over each result as it comes.
+
+Every request has an Idempotency-Key that follows from what it is: sent again, to the same head or
+to its successor, it goes on from the tokens that are there, or gets the answer that it had.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import tenacity
 
 from tarragon_hpc.errors import ClusterError
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.generate.inputs import Request
 
+_canonical = msgspec.json.Encoder(order="deterministic").encode
 _TRIES = {429: 100, 503: 10, None: 6}  # of one request, by the last answer; None: no connection
 
 
@@ -36,31 +43,36 @@ class _Busy(Exception):
         self.status = status
 
 
+def idempotency_key(request: Request) -> str:
+    """The same for a request that is the same: its id, where it goes and what it asks."""
+    text = _canonical([request.custom_id, request.url, request.body])
+    return f"batch-{hashlib.sha256(text).hexdigest()[:40]}"
+
+
 class BatchClient:
-    """Talks to one gateway. `endpoint` ends in /v1.
+    """Talks to one service. `endpoint` ends in /v1; where heads may change it is asked for (raises
+    ClusterError while there is none), and again whenever there is no connection.
 
     concurrency: requests in flight at most. tls: whom to trust; None: as SSL_CERT_FILE says.
-    names: the id that a request is sent with (X-Request-Id); None: the gateway makes one up.
     patient: a service that cannot take requests is waited for, whatever that takes.
     sleep: waits between tries, for tests.
     """
 
     def __init__(
         self,
-        endpoint: str,
+        endpoint: str | Callable[[], str],
         *,
         concurrency: int,
         api_key: str | None = None,
         tls: ssl.SSLContext | None = None,
-        names: Callable[[Request], str] | None = None,
         patient: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._base = endpoint.removesuffix("/v1")
+        self._endpoint = endpoint
+        self._base = endpoint.removesuffix("/v1") if isinstance(endpoint, str) else ""
         self._concurrency = concurrency
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._names = names
         self._patient = patient
         self._verify = tls if tls is not None else True
         self._transport = transport
@@ -77,8 +89,8 @@ class BatchClient:
         # No limit on the answer: a long generation is not a failure, and a dead one is an error.
         timeout = httpx.Timeout(None, connect=10.0)
         async with httpx.AsyncClient(
-            base_url=self._base, headers=self._headers, limits=limits, timeout=timeout,
-            transport=self._transport, verify=self._verify,
+            headers=self._headers, limits=limits, timeout=timeout, transport=self._transport,
+            verify=self._verify,
         ) as http:  # fmt: skip
             try:
                 async with asyncio.TaskGroup() as group:
@@ -108,10 +120,13 @@ class BatchClient:
             raise ClusterError(f"the service does not answer: {busy}") from None
 
     async def _try(self, http: httpx.AsyncClient, request: Request) -> Outcome:
+        headers = {"Idempotency-Key": idempotency_key(request)}
+        base = await self._where()
         try:
-            headers = {"X-Request-Id": self._names(request)} if self._names else None
-            reply = await http.post(request.url, json=request.body, headers=headers)
+            reply = await http.post(base + request.url, json=request.body, headers=headers)
         except httpx.TransportError as error:
+            if self._base == base:  # not if another request has asked anew meanwhile
+                self._base = ""
             raise _Busy(None, f"{type(error).__name__} {error}".strip()) from None
         content = _content(reply)
         if reply.status_code == 503 and _error(content).get("code") == _HANDOVER:
@@ -121,6 +136,18 @@ class BatchClient:
         return Outcome(
             request.custom_id, reply.status_code, content, reply.headers.get("x-request-id")
         )
+
+    async def _where(self) -> str:
+        """The base URL of the service as it is known; asked for if it is not."""
+        if not self._base:
+            try:
+                found = self._endpoint
+                # Reads files of the run directory.
+                url = found if isinstance(found, str) else await asyncio.to_thread(found)
+            except ClusterError as error:
+                raise _Busy(None, str(error)) from None
+            self._base = url.removesuffix("/v1")
+        return self._base
 
 
 def _give_up(state: tenacity.RetryCallState) -> bool:

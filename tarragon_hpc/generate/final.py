@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.generate.report import Tally
 
-NAMES = ("report.json", "report.txt")
+REPORT = "report.json"
+NAMES = (REPORT, "report.txt")
 
 
 @dataclass(frozen=True, slots=True)

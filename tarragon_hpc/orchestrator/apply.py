@@ -65,7 +65,8 @@ def _fold(state: State, event: ev.Event) -> State:
         case ev.DrainBegan():
             if state.phase not in (RunPhase.STARTING, RunPhase.RUNNING):
                 return state
-            return _enter(state, RunPhase.DRAINING, event.at, event.reason, drain_s=event.drain_s)
+            known: dict[str, Any] = {"drain_s": event.drain_s, "handover": event.handover}
+            return _enter(state, RunPhase.DRAINING, event.at, event.reason, **known)
         case ev.StopBegan():
             if state.phase in (RunPhase.STOPPING, RunPhase.ENDED):
                 return state

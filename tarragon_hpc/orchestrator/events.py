@@ -274,10 +274,13 @@ class PlacementChanged(_Event, frozen=True):
 
 
 class DrainBegan(_Event, frozen=True):
-    """Nothing new is admitted; running requests have `drain_s` seconds left."""
+    """Nothing new is admitted; running requests have `drain_s` seconds left. `handover`: of
+    StopBegan, which is to follow.
+    """
 
     reason: str
     drain_s: float
+    handover: bool = False
 
 
 class StopBegan(_Event, frozen=True):

@@ -43,9 +43,9 @@ class Holdings:
 
     @cached_property
     def settled(self) -> list[bool]:
-        """For every expert: all EWs that should hold it do."""
+        """For every expert: all EWs that should hold it do, and stay."""
         return [
-            bool(wanted) and set(wanted) <= set(holders)
+            bool(wanted) and set(wanted) <= set(filter(self.stays, holders))
             for wanted, holders in zip(self.wanted, self.holders, strict=True)
         ]
 

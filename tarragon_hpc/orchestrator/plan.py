@@ -148,7 +148,9 @@ def _lapsed(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
     if state.phase is RunPhase.STOPPING:
         limit_s = min(limit_s, policy.stop_grace_s + policy.exit_limit_s)
     for worker in state.workers.values():
-        if worker.awaited and now - max(state.changed, state.since) > limit_s:
+        if not worker.awaited or worker.waits_in_queue:
+            continue
+        if now - max(state.changed, state.since) > limit_s:
             reason = f"did not come to head {state.head} within {limit_s:g} s"
             yield Condemn(worker.worker, worker.incarnation, TIME, reason)
 

@@ -200,9 +200,9 @@ class Orchestrator:
         timer.cancel()
         self.record(ev.WorkerExited(time.monotonic(), *who, text))
 
-    def drain(self, reason: str, drain_s: float) -> None:
+    def drain(self, reason: str, drain_s: float, *, handover: bool = False) -> None:
         """Admit nothing new from now on."""
-        self.record(ev.DrainBegan(time.monotonic(), reason, drain_s))
+        self.record(ev.DrainBegan(time.monotonic(), reason, drain_s, handover))
 
     def stop(self, reason: str, *, handover: bool = False) -> None:
         """All workers leave now. The run ends with that, unless it is handed over."""

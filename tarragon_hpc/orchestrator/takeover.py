@@ -49,7 +49,7 @@ def change_head(state: State, event: ev.HeadChanged) -> State | None:
         known |= {"phase": phase, "since": event.at, "reason": f"head {event.head} goes on with it"}
         known |= {"handover": False, "failed": False, "reviving": True, "table": ()}
         return replace(state, workers=places, **known)
-    awaited = {name: _await(worker) for name, worker in workers.items()}
+    awaited = {name: _await(worker, event.at) for name, worker in workers.items()}
     return replace(state, workers=awaited, **known)
 
 
@@ -155,13 +155,28 @@ def _removed(state: State, event: ev.HeadChanged) -> dict[str, int]:
     return known
 
 
-def _await(worker: Worker) -> Worker:
+def _await(worker: Worker, at: float) -> Worker:
+    """One whose job is in Slurm's queue is still there; one that waited for a place of its head's
+    never began, and is started anew.
+    """
     if worker.phase in GONE or worker.phase is Phase.PLANNED:
         return worker
+    if worker.waits_in_queue and worker.job:
+        return worker
+    if worker.waits_in_queue:
+        never = "its head ended before it could be started"
+        return replace(worker, phase=Phase.DEAD, since=at, reason=never, exit=never)
     return replace(worker, awaited=True, responsive=True)
 
 
 def _anew(worker: Worker, at: float) -> Worker:
     """A place that is to be filled as if for the first time."""
-    kept = {"incarnation": worker.incarnation, "taken": worker.taken, "restarts": worker.restarts}
-    return Worker(worker.worker, worker.role, since=at, **kept)  # type: ignore[arg-type]
+    return Worker(
+        worker.worker,
+        worker.role,
+        since=at,
+        incarnation=worker.incarnation,
+        taken=worker.taken,
+        restarts=worker.restarts,
+        restart_nodes=worker.restart_nodes,
+    )

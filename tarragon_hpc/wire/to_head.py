@@ -167,6 +167,13 @@ class StatusQuery(Message, frozen=True):
     """`tarragon status`: answered with `StatusReply`."""
 
 
+class StandBy(Message, frozen=True):
+    """A standby head is there, and waits for the end of this one. Answered with `Done`."""
+
+    pid: int
+    host: str
+
+
 class StopRun(Message, frozen=True):
     """`tarragon stop`: drain for at most `drain_s` seconds, then end the run."""
 
@@ -207,6 +214,7 @@ ToHead: TypeAlias = (
     | Notice
     | Stopping
     | StatusQuery
+    | StandBy
     | StopRun
     | ScaleRun
     | Note

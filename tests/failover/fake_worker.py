@@ -4,7 +4,8 @@ The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it
 `crash-again=ew1` (the same, from the second incarnation on), `crash-loading=ew1` (an exception
 after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM), `sleepless=aw0` (never sends a
 heartbeat after Ready), `unable=ew0` (cannot load anything more), `absent` (the EWs never come: ew0
-sees no run directory, ew1 hangs in an import, ew2 cannot reach the head). AWs make one token every
+sees no run directory, ew1 hangs in an import, ew2 cannot reach the head). On SIGUSR1 a worker says
+that it was given notice, as under Slurm on SIGTERM. AWs make one token every
 5 ms, and say that all they run is protected while they know a store. They claim to be linked to the
 EWs by shm and to the CSs by tcp, for a reason.
 """
@@ -26,6 +27,7 @@ from tarragon_hpc.wire.to_head import (
     Failed,
     Holding,
     Linked,
+    Notice,
     Ready,
     Refused,
     Resumed,
@@ -73,6 +75,7 @@ def main(context: WorkerContext) -> int:
 
     link = WorkerLink(context, {"where": str(context.runtime_dir)}, inbox.put, stats)
     link.start()
+    signal.signal(signal.SIGUSR1, lambda *_: link.send(Notice(*me, "SIGUSR1")))
     holds: set[int] = set()
     draining: Drain | None = None
     while True:

@@ -82,17 +82,6 @@ class Run:
         assert done.returncode == 0, f"{done.stderr}\n{self.why()}"
         return done
 
-    def step_of(self, worker: Mapping[str, Any]) -> str:
-        """J.S of a worker, as `status` has it: by the name that its step has in the queue."""
-        return self.cluster.step(self.job, f"{worker['id']}.{worker['incarnation']}").id
-
-    def nodes(self) -> dict[str, set[str]]:
-        """node → the steps there, by name."""
-        found: dict[str, set[str]] = {}
-        for step in self.cluster.steps(self.job):
-            found.setdefault(step.node, set()).add(step.name)
-        return found
-
     def why(self) -> str:
         """The end of its logs, for the report of a failure."""
         logs = sorted((self.run_dir / "logs").glob("*"))
@@ -100,7 +89,7 @@ class Run:
 
 
 def tarragon(
-    cluster: Cluster, *arguments: str, timeout_s: float = 120
+    cluster: Cluster, *arguments: str, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """The command line, on a login node of the cluster."""
     return subprocess.run(

@@ -11,7 +11,7 @@ import yaml
 from slurm.testcluster.cluster import wait
 from tests.slurm.service import COMMAND, config_for, tarragon
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -27,7 +27,10 @@ def submit(cluster, tiny_models, tmp_path):
         return tarragon(cluster, "serve", str(file), *arguments)
 
     yield run
-    assert not cluster.jobs()
+    try:
+        wait(lambda: not cluster.jobs(), 10, "no job is left")
+    finally:
+        cluster.heal()
 
 
 def line(done):
@@ -43,8 +46,7 @@ def line(done):
     [
         ({"nodes": {"partition": "gpus"}}, "cluster.slurm.nodes.partition", "invalid partition"),
         ({"nodes": {"gpus_per_node": 3}}, "cluster.slurm.nodes", "node configuration"),
-        ({"nodes": {"cpus_per_slot": 60}}, "cluster.slurm.nodes", ""),
-        ({"nodes": {"nodes": 40}}, "cluster.slurm.nodes", ""),
+        ({"nodes": {"memory": "900G"}}, "cluster.slurm.nodes.memory", "memory"),
         ({"nodes": {"constraint": "a100"}}, "cluster.slurm.nodes.constraint", "feature"),
         ({"directives": {"nonsense": 1}}, "cluster.slurm.directives", "nonsense"),
     ],
@@ -56,6 +58,19 @@ def test_what_slurm_refuses(submit, tmp_path, slurm, key, slurms):
     assert key in told
     assert slurms in told.lower()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_slurm_takes_and_never_starts(cluster, submit, tmp_path):
+    done = submit({"nodes": {"nodes": 40}})
+    try:
+        assert done.returncode == 0, done.stderr
+        wait(lambda: "Partition" in _reasons(cluster), 10, "Slurm's reason")
+        told = tarragon(cluster, "status", str(tmp_path / "run")).stdout
+        assert "pending" in told
+        assert "it will not start" in " ".join(told.split())
+    finally:
+        cluster.cancel(*cluster.jobs())
+        wait(lambda: not cluster.jobs(), 10, "no jobs")
 
 
 def test_a_fragile_hetjob(submit):
@@ -93,8 +108,10 @@ def test_a_run_directory_that_the_nodes_do_not_share(submit, tmp_path):
     """A directory that is there on the login node only: what the job sees is that it is gone."""
     done = submit({"prologue": f"mv {tmp_path}/run {tmp_path}/elsewhere"}, "--wait")
     told = done.stderr
+    print(told)
     assert done.returncode in (2, 3), told
     assert "Traceback" not in told
+    assert "run" in told
 
 
 def test_a_job_that_is_cancelled_while_it_waits(cluster, submit, tmp_path):
@@ -116,6 +133,10 @@ def test_a_job_that_is_cancelled_while_it_waits(cluster, submit, tmp_path):
     assert "CANCELLED" in err or "cancelled" in err
     assert job in err, last
     assert "Traceback" not in err
+
+
+def _reasons(cluster):
+    return cluster.call("squeue", "-h", "-o", "%r")
 
 
 def _start(cluster, tmp_path, submit):

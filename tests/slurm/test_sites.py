@@ -10,7 +10,7 @@ from tests.e2e.crowd import Crowd, decoding
 from tests.slurm.service import config_for, serving
 from tests.slurm.test_failures import batch_host, replaced
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
 
 NODE = {"gpus_per_node": 1, "cpus_per_slot": 2}
 NEW_JOB_S = 12.0

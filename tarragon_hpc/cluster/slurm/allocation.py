@@ -12,7 +12,7 @@ from tarragon_hpc.errors import ClusterError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SQUEUE_FORMAT = "%i|%N"
+SQUEUE_FORMAT = "%i|%A|%N"
 """What `squeue -h -o` is to print for `of_queue`."""
 
 _ID = re.compile(r"([0-9]+)(?:\+([0-9]+))?")
@@ -21,16 +21,23 @@ _ID = re.compile(r"([0-9]+)(?:\+([0-9]+))?")
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """job: its id, of a heterogeneous one the leader's. nodes: of each component, from 0 on; a
-    node that failed is no longer listed, and a component may have none left.
+    node that failed is no longer listed, and a component may have none left. ids: the components'
+    own job ids, under which `squeue` has their steps.
     """
 
     job: str
     nodes: tuple[tuple[str, ...], ...]
+    ids: tuple[str, ...] = ()
 
     @property
     def het(self) -> bool:
         """Whether steps must say which component they are for."""
         return len(self.nodes) > 1
+
+    @property
+    def listed_as(self) -> str:
+        """Whose steps `squeue -s -j` is to list."""
+        return ",".join(dict.fromkeys((self.job, *self.ids)))
 
     def has(self, node: str) -> bool:
         """Whether a node belongs to any component."""
@@ -49,8 +56,10 @@ def of_environment(environ: Mapping[str, str]) -> Allocation | None:
         raise ClusterError(f"SLURM_HET_SIZE: {size!r} is no number of components")
     if size == "1":
         return Allocation(job, (_nodes(environ, "SLURM_JOB_NODELIST"),))
-    names = [f"SLURM_JOB_NODELIST_HET_GROUP_{n}" for n in range(int(size))]
-    return Allocation(job, tuple(_nodes(environ, name) for name in names))
+    numbers = range(int(size))
+    nodes = tuple(_nodes(environ, f"SLURM_JOB_NODELIST_HET_GROUP_{n}") for n in numbers)
+    ids = (environ.get(f"SLURM_JOB_ID_HET_GROUP_{n}", "") for n in numbers)
+    return Allocation(job, nodes, tuple(i for i in ids if i.isdecimal()))
 
 
 def of_queue(job: str, text: str) -> Allocation | None:
@@ -58,14 +67,18 @@ def of_queue(job: str, text: str) -> Allocation | None:
     there. Raises ClusterError.
     """
     parts: dict[int, tuple[str, ...]] = {}
+    ids: dict[int, str] = {}
     for line in text.splitlines():
-        name, _, nodes = line.strip().partition("|")
+        name, own, nodes = (line.strip().split("|") + ["", ""])[:3]
         match = _ID.fullmatch(name)
         if match is not None and match[1] == job:
-            parts[int(match[2] or 0)] = expand(nodes) if nodes else ()
+            number = int(match[2] or 0)
+            parts[number] = expand(nodes) if nodes else ()
+            ids[number] = own
     if not any(parts.values()):
         return None
-    return Allocation(job, tuple(parts.get(n, ()) for n in range(max(parts) + 1)))
+    nodes_of = tuple(parts.get(n, ()) for n in range(max(parts) + 1))
+    return Allocation(job, nodes_of, tuple(i for _, i in sorted(ids.items()) if i))
 
 
 def _nodes(environ: Mapping[str, str], name: str) -> tuple[str, ...]:

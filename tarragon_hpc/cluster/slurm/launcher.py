@@ -128,7 +128,7 @@ class StepLauncher:
             slot = idle[0] if idle else None
             if slot is not None:
                 self.slots = self.slots.take(slot, str(who), Use.WORKER)
-        self._workers[who] = Step(str(who), node, slot, self.allocation.job, step)
+        self._workers[who] = Step(str(who), node, slot, self.allocation.listed_as, step)
         return True
 
     def distrust(self, node: str, why: str) -> None:
@@ -143,7 +143,7 @@ class StepLauncher:
         """What the job has now, as Slurm says."""
         if allocation != self.allocation:
             self.slots = slots_of(allocation, list(self._parts.values()), self.slots)
-            self.allocation = replace(allocation, nodes=allocation.nodes)
+            self.allocation = replace(allocation, ids=allocation.ids or self.allocation.ids)
 
     def detach(self) -> None:
         """Let everything go on without this head: another one has taken over."""
@@ -193,7 +193,7 @@ class StepLauncher:
         if node is None:
             raise NoSlot(f"{who}: no node is left for it")
         command = self._command(who, spec)
-        step = Step(str(who), node.name, None, self.allocation.job)
+        step = Step(str(who), node.name, None, self.allocation.listed_as)
         argv = side_step(self.allocation, node.part, node.name, str(who), command,
                          slurm=self._slurm)  # fmt: skip
         self._launch(step, argv, spec.env, pipes=False)
@@ -224,7 +224,7 @@ class StepLauncher:
     def _run(
         self, name: str, slot: Slot, command: Sequence[str], env: Mapping[str, str], *, pipes: bool
     ) -> Step:
-        step = Step(name, slot.node, slot, self.allocation.job)
+        step = Step(name, slot.node, slot, self.allocation.listed_as)
         argv = worker_step(
             self.allocation, slot.part, slot.node, name, command,
             slurm=self._slurm, nodes=self._parts[slot.part].config, reads=pipes,
@@ -271,7 +271,7 @@ class StepLauncher:
         who = next((w for w, s in self._workers.items() if s is step), None)
         if who is not None:  # an earlier head's: there is no srun that would say how it ended
             del self._workers[who]
-            self._on_exit(who, "its step was cancelled")
+            self._on_exit(who, "its step is gone")
         if doubt:
             self.distrust(step.node, doubt)
         if step.slot is not None:

@@ -10,8 +10,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from tarragon_hpc.cluster.slurm import losses
 from tarragon_hpc.cluster.slurm.bad_nodes import BadNodes
 from tarragon_hpc.cluster.slurm.ladder import Promise, Rung, call_back, climb
+from tarragon_hpc.cluster.slurm.slots import Use
 from tarragon_hpc.cluster.slurm.worker_jobs import JobLauncher
 from tarragon_hpc.errors import ClusterError, NoSlot
 
@@ -86,6 +88,8 @@ class SlurmLauncher:
         self._wanted_gone: set[Incarnation] = set()
         self._promise: Promise | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._watch = watch
+        self._following: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"SlurmLauncher({self.steps}, {self._jobs}, {len(self._waits)} wait)"
@@ -98,6 +102,7 @@ class SlurmLauncher:
             self._promise = None
         no_slot: str | None = "this run has no slots"
         if self.steps is not None:
+            self._follow(self.steps)
             try:
                 self.steps.start(who)
                 no_slot = None
@@ -185,6 +190,11 @@ class SlurmLauncher:
         """A job could not be run on a node."""
         self.distrust(node, why)
 
+    def doubtful(self) -> set[str]:
+        """Nodes where the end of a step is in doubt: dead ones, maybe, before Slurm knows."""
+        held = self.steps.slots.held.items() if self.steps is not None else ()
+        return {slot.node for slot, holder in held if holder.use is Use.REST}
+
     def connected(self, who: Incarnation) -> bool:
         """Whether a worker is there."""
         return self._head.connected(who)
@@ -214,7 +224,14 @@ class SlurmLauncher:
         if self._timer is None and self.steps is not None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
+    def _follow(self, steps: StepLauncher) -> None:
+        if self._following is None:
+            work = losses.follow(self._watch, steps, self.distrust)
+            self._following = asyncio.create_task(work, name="allocation")
+
     def _stop_looking(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
         if self._timer is not None:
             self._timer.cancel()
 

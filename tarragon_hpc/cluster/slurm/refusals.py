@@ -5,29 +5,32 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from tarragon_hpc.cluster.slurm.resources import components
 from tarragon_hpc.errors import ClusterError, ConfigError, TarragonError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tarragon_hpc.cluster.slurm.resources import Component
     from tarragon_hpc.config import Config
 
 _UNREACHABLE = re.compile(
     "unable to contact slurm controller|socket timed out|connection refused|communication"
     "|zero bytes were transmitted|could not establish a configuration source|no such command"
     "|temporarily unable|unable to establish|no answer within|protocol authentication"
-    "|slurmctld|munge|cred(ential)? ",
+    "|slurmctld|munge|cred(ential)? |unable to process configuration|cannot stat file",
     re.IGNORECASE,
 )
 
 # What of which section or of cluster.slurm itself; the first that matches counts.
 _KEYS = [
-    (r"partition.*(specif|invalid|not available|inactive|down)|invalid partition", "partition"),
-    (r"\btime limit|requested time", "time"),
     (r"\bqos\b", "qos"),
+    (r"account\b", "account"),
+    (r"\btime limit|requested time", "time"),
+    (r"invalid partition|partition.*(not available|inactive|down)|use this partition", "partition"),
     (r"reservation", "reservation"),
     (r"feature|constraint", "constraint"),
-    (r"account\b|group not permitted|access", "account"),
+    (r"permi(tted|ssion)|access", "account"),
     (r"gres option unsupported|gpus-per-node", "gpu_flag"),
     (r"\bgres\b|generic resource|\bgpus?\b|tres specification", "gpus_per_node"),
     (r"\bmem(ory)?\b", "memory"),
@@ -38,7 +41,7 @@ _KEYS = [
 _OF_NODES = frozenset(
     {"partition", "constraint", "gpus_per_node", "memory", "nodes", "cpus_per_slot"}
 )
-_SIZES = ("nodes", "gpus_per_node", "gpu_type", "cpus_per_slot", "memory", "constraint")
+_NEVER = re.compile("requested node configuration is not available", re.IGNORECASE)
 
 
 def explain(stderr: str, config: Config) -> TarragonError:
@@ -55,25 +58,41 @@ def explain(stderr: str, config: Config) -> TarragonError:
                 continue
             key, value = _key(name, words, config)
             return ConfigError(key, f"{value!r}: Slurm says: {words}")
-    if "node configuration" in words.lower():
-        sizes = ", ".join(
-            f"{name} {value}"
-            for name in _SIZES
-            if (value := getattr(config.cluster.slurm.nodes, name)) is not None
-        )
-        return ConfigError("cluster.slurm.nodes", f"{sizes}: Slurm says: {words}")
+    if _NEVER.search(words):
+        parts = components(config)
+        told = "; ".join(f"{part.name}: {_size(part)}" for part in parts)
+        return ConfigError("cluster.slurm", f"{told}: Slurm says: {words}")
     return UserError(f"cluster.slurm: Slurm says: {words}")
+
+
+def never(stderr: str) -> bool:
+    """Whether what `sbatch --test-only` said means that no node will ever be as asked for. Such a
+    job is taken nevertheless by many a Slurm, and waits for ever.
+    """
+    return _NEVER.search(slurms_words(stderr)) is not None
 
 
 def slurms_words(stderr: str) -> str:
     """The errors in what a command said, without decoration, each once; on one line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Try ")]
     errors = [line for line in lines if "error:" in line or "fatal:" in line] or lines
     prefix = re.compile(
         r"^(s[a-z]+: )?((error|fatal): )?(lua: |cli_filter[^:]*: )?"
-        r"((Batch|Allocation) job submission failed: )?",
+        r"((Batch|Allocation) job submission failed: |allocation failure: )?",
     )
     return "; ".join(dict.fromkeys(prefix.sub("", line) for line in errors))
+
+
+def _size(part: Component) -> str:
+    """What is asked for of one component, in words."""
+    nodes = part.config
+    told = f"{part.nodes} nodes with {nodes.slots} x {nodes.cpus_per_slot} CPUs"
+    if nodes.gpus_per_node:
+        told += f" and {nodes.gpus_per_node} GPUs" + f" ({nodes.gpu_type})" * bool(nodes.gpu_type)
+    told += f", memory {nodes.memory}" * bool(nodes.memory)
+    told += f", constraint {nodes.constraint}" * bool(nodes.constraint)
+    return told + f", partition {nodes.partition}" * bool(nodes.partition)
 
 
 def _key(name: str, words: str, config: Config) -> tuple[str, Any]:

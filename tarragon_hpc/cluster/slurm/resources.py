@@ -49,10 +49,11 @@ def components(config: Config) -> list[Component]:
                 )
         return [_component("nodes", 0, set(Role), aws + ews, slurm.spares, slurm.nodes)]
     spares = slurm.spares if slurm.topology == "hetjob" else 0
+    heads = slurm.head_nodes or _without_gpus(slurm.nodes)
+    if slurm.topology == "hetjob" and heads.nodes is None and not slurm.allow_fragile:
+        heads = heads.model_copy(update={"nodes": 2})  # the second is for the standby head
     found = [
-        _component(
-            "head_nodes", 0, {Role.CS}, 0, 0, slurm.head_nodes or _without_gpus(slurm.nodes)
-        ),
+        _component("head_nodes", 0, {Role.CS}, 0, 0, heads),
         _component("aw_nodes", 1, {Role.AW}, aws, spares, slurm.aw_nodes or slurm.nodes),
         _component("ew_nodes", 2, {Role.EW}, ews, spares, slurm.ew_nodes or slurm.nodes),
     ]

@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """One step. name: Slurm's for it, which is unique in its job. id: `job.step`, empty until it is
-    known. process None: another head started it. slot None: it takes none. holder: in whose name
-    it has the slot, if not in its own.
+    """One step. name: Slurm's for it, which is unique in its job. jobs: where `squeue` looks for it
+    (`Allocation.listed_as`). id: `job.step`, empty until it is known. process None: another head
+    started it. slot None: it takes none. holder: in whose name it has the slot, if not in its own.
     """
 
     name: str
     node: str
     slot: Slot | None
-    job: str
+    jobs: str
     id: str = ""
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
@@ -76,6 +76,7 @@ class Steps:
         self._on_gone = on_gone
         self._node_lost = node_lost
         self._tasks: set[asyncio.Task[object]] = set()
+        self._closing = asyncio.Event()
 
     def start(
         self, step: Step, command: Sequence[str], env: Mapping[str, str], said: Path, *, pipes: bool
@@ -100,7 +101,10 @@ class Steps:
             self._spawn(self._cancel(step, "--signal=TERM"))
 
     async def close(self) -> None:
-        """Returns when everything that was begun here is done."""
+        """Returns when everything that was begun here is done; nobody waits any longer for Slurm to
+        list a cancelled step no more.
+        """
+        self._closing.set()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -164,20 +168,23 @@ class Steps:
             if step.gone.is_set():
                 return ""
             try:
-                if step.id not in await list_steps(step.job):
+                if number_of(step.id) not in map(number_of, await list_steps(step.jobs)):
                     return ""
             except SlurmError as error:
                 if "nvalid job id" in error.words:
                     return ""
                 log.warning("%s (step %s): %s", step.name, step.id, error)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+            if self._closing.is_set():
+                return ""
         return f"Slurm still lists step {step.id}"
 
     async def _cancel(self, step: Step, *flags: str) -> bool:
         """Send a step a signal through Slurm; False: Slurm knows no such step."""
         try:
             if not step.id:
-                steps = await list_steps(step.job)
+                steps = await list_steps(step.jobs)
                 step.id = next((i for i, name in steps.items() if name == step.name), "")
             if step.id:
                 await acall(["scancel", *flags, step.id])
@@ -187,9 +194,16 @@ class Steps:
         return bool(step.id)
 
 
-async def list_steps(job: str) -> dict[str, str]:
-    """The names of a job's steps by their ids. Raises SlurmError."""
-    text = await acall(["squeue", "-h", "-s", "-j", job, "-o", "%i|%j"], limit_s=20)
+def number_of(step: str) -> str:
+    """Of a step; unique in a heterogeneous job, too, where `squeue` puts the component's id before
+    it, while the step itself is told the leader's.
+    """
+    return step.rpartition(".")[2]
+
+
+async def list_steps(jobs: str) -> dict[str, str]:
+    """The names of the steps of jobs by their ids. Raises SlurmError."""
+    text = await acall(["squeue", "-h", "-s", "-j", jobs, "-o", "%i|%j"], limit_s=20)
     pairs = (line.strip().partition("|") for line in text.splitlines())
     return {step: name for step, _, name in pairs}
 

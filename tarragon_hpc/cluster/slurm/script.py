@@ -136,7 +136,10 @@ def _text(
     for number, block in enumerate(blocks):
         if number:
             lines.append("#SBATCH hetjob")
-        flags = block | {key.lstrip("-"): value for key, value in slurm.directives.items()}
+        theirs = {key.lstrip("-"): value for key, value in slurm.directives.items()}
+        flags = block | theirs
+        if "exclude" in block and "exclude" in theirs:
+            flags["exclude"] = f"{block['exclude']},{theirs['exclude']}"
         skip = {key.lstrip("-") for key in slurm.directives_skip}
         lines += [_directive(k, v) for k, v in flags.items() if k not in skip and v is not False]
     lines.append("")

@@ -24,6 +24,7 @@ _HINTS = {
     "Dependency": "it comes after another job",
     "PartitionTimeLimit": "cluster.slurm.time is more than the partition allows: it will not start",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows: it will not start",
+    "PartitionConfig": "it asks for more than the partition has: it will not start",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition takes no jobs now",
     "ReqNodeNotAvail": "nodes that it needs are down, drained or reserved",

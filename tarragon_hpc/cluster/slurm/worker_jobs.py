@@ -12,12 +12,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tarragon_hpc.cluster.slurm import jobs
-from tarragon_hpc.cluster.slurm.commands import SlurmError, acall, call
+from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.job_ends import Stage, Verdict, exit_words, judge
-from tarragon_hpc.cluster.slurm.sbatch import sbatch
-from tarragon_hpc.cluster.slurm.script import job_name, worker_job
-from tarragon_hpc.errors import ClusterError, TarragonError, UserError
+from tarragon_hpc.cluster.slurm.worker_submit import cancel, submit
+from tarragon_hpc.errors import ClusterError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -31,9 +29,10 @@ if TYPE_CHECKING:
 _AT_A_TIME = 4  # sbatch processes
 _FIRST_LOOK_S = 1.0
 _HURRY_S = 1.0
+_HURRIED_S = 15.0
 _AGAIN_S = (2.0, 5.0, 10.0, 30.0)
 _CLOSE_S = 20.0
-_FIND = ("squeue", "--noheader", "--me", "--format=%i")
+_END_S = 3.0  # of a job that was killed on a node that is well
 
 log = logging.getLogger(__name__)
 
@@ -50,24 +49,38 @@ class Told(Protocol):
     def blamed(self, node: str, why: str) -> None:
         """A node cannot be used."""
 
+    def doubtful(self) -> set[str]:
+        """Nodes that may be dead."""
+
     def connected(self, who: Incarnation) -> bool:
         """Whether the worker is there, by its own connection."""
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """job: its id, empty until Slurm has it. doomed: it is to end. hurry: somebody waits for what
-    becomes of it. said: what was last told of it.
+    """job: its id, empty until Slurm has it. doomed: it is to end. hurry_until: until then somebody
+    waits for what becomes of it. said: what was last told of it. over: it is.
     """
 
     who: Incarnation
     job: str = ""
     doomed: bool = False
-    hurry: bool = False
+    hurry_until: float = 0.0
     said: tuple[str, str] | None = None
     nodes: tuple[str, ...] = ()
     gives_way: str = ""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def urgent(self) -> bool:
+        """A job that hangs, as on a dead node, is no reason to ask Slurm ever and ever again."""
+        return time.monotonic() < self.hurry_until
+
+    def hurry(self) -> None:
+        """Look at once, and often for a while."""
+        self.hurry_until = time.monotonic() + _HURRIED_S
+        self.wake.set()
 
 
 class JobLauncher:
@@ -94,7 +107,6 @@ class JobLauncher:
         self._jobs: dict[Incarnation, _Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_A_TIME)
-        self._closing = False
 
     def __repr__(self) -> str:
         return f"JobLauncher({', '.join(f'{w}: {j.job}' for w, j in self._jobs.items())})"
@@ -114,8 +126,7 @@ class JobLauncher:
         """End a worker that was asked to leave: cancelled after `grace_s`, at once if it waits."""
         job = self._jobs.get(who)
         if job is not None:
-            job.hurry = True
-            job.wake.set()
+            job.hurry()
             if job.said is None or job.said[0]:
                 self.kill(who)
             else:
@@ -125,10 +136,10 @@ class JobLauncher:
         """End a worker's job at once; one that is over is ignored."""
         job = self._jobs.get(who)
         if job is not None and not job.doomed:
-            job.doomed = job.hurry = True
-            job.wake.set()
+            job.doomed = True
+            job.hurry()
             if job.job:
-                self._spawn(_cancel(job.job))
+                self._spawn(cancel(job.job))
 
     @property
     def busy(self) -> bool:
@@ -154,7 +165,6 @@ class JobLauncher:
 
     async def close(self) -> None:
         """Cancel all jobs; returns when they are over, or Slurm has been told so for long."""
-        self._closing = True
         for who in list(self._jobs):
             self.kill(who)
         if self._tasks:
@@ -181,6 +191,7 @@ class JobLauncher:
     def _finish(self, job: _Job, cause: str) -> None:
         if self._jobs.get(job.who) is job:
             del self._jobs[job.who]
+            job.over.set()
             self._watch.forget(job.job)
             self._told.ended(job.who, job.gives_way or cause, job.nodes)
 
@@ -188,15 +199,25 @@ class JobLauncher:
         """Returns why there is no job; nothing, if there is one. A Slurm that cannot be asked is
         waited for: that says nothing of the job.
         """
-        attempt = 0
+        attempt, suspects = 0, await self._suspects(job.who)
         while not job.doomed:
+            again = attempt > 0
             try:
                 async with self._turns:
-                    again = attempt > 0
-                    job.job = await asyncio.to_thread(self._sbatch, job.who, again=again)
+                    job.job = await asyncio.to_thread(
+                        submit,
+                        self._config,
+                        self._run_dir,
+                        job.who,
+                        self._specs[job.who.worker],
+                        exclude={*self._bad_nodes(), *suspects},
+                        again=again,
+                    )
                 break
             except UserError as error:
-                return f"its job was rejected: {error}"
+                if not suspects:
+                    return f"its job was rejected: {error}"
+                suspects = frozenset()  # it may be that without them nothing is left
             except ClusterError as error:
                 log.warning("%s: %s", job.who, error)
                 self._say(job, f"Slurm cannot be asked: {error}")
@@ -205,30 +226,23 @@ class JobLauncher:
         if not job.job:
             return "it was ended before it had a job"
         log.info("%s: job %s", job.who, job.job)
-        record = jobs.Job(
-            job.job, jobs.WORKER, time.time(), worker=job.who.worker, incarnation=job.who.number
-        )
-        try:
-            await asyncio.to_thread(jobs.record, self._run_dir, record)
-        except TarragonError as error:  # it must not be left behind unseen
-            await _cancel(job.job)
-            return str(error)
         if job.doomed:
-            await _cancel(job.job)
+            await cancel(job.job)
         self._say(job, "submitted")
         return ""
 
-    def _sbatch(self, who: Incarnation, *, again: bool) -> str:
-        """Submit; returns the job's id. again: it may have been submitted, without an answer."""
-        name = job_name(self._run_dir, who)
-        if again and (found := call([*_FIND, f"--name={name}"]).split()):
-            return found[0]
-        spec = self._specs[who.worker]
-        command = [*spec.prefix, *spec.program, *spec.arguments(who, self._run_dir)]
-        script = worker_job(
-            self._config, who, self._run_dir, command, env=spec.env, exclude=self._bad_nodes()
-        )
-        return sbatch(script, self._config)
+    async def _suspects(self, who: Incarnation) -> frozenset[str]:
+        """Nodes of earlier incarnations whose jobs do not end although they are to: such a node may
+        be dead, and Slurm, which does not know that for minutes, would start the next one there.
+        """
+        earlier = [j for w, j in self._jobs.items() if w.worker == who.worker and w != who]
+        ends = [asyncio.ensure_future(j.over.wait()) for j in earlier if j.doomed]
+        if ends:
+            await asyncio.wait(ends, timeout=_END_S)
+            for end in ends:
+                end.cancel()
+        left = (node for j in earlier if not j.over.is_set() for node in j.nodes)
+        return frozenset(left) | self._told.doubtful()
 
     async def _follow(self, job: _Job) -> str:
         """Returns how the job ended."""
@@ -236,7 +250,7 @@ class JobLauncher:
         await self._pause(job, _FIRST_LOOK_S)
         fresh = True
         while True:
-            look = await self._watch.look([job.job], fresh=fresh or job.hurry)
+            look = await self._watch.look([job.job], fresh=fresh or job.urgent)
             there = self._told.connected(job.who)
             verdict = judge(job.job, look, missed, connected=there)
             missed, job.nodes = verdict.missed, verdict.nodes or job.nodes
@@ -249,13 +263,13 @@ class JobLauncher:
             elif there or verdict.stage is Stage.RUNS:
                 self._say(job, "")
             if job.doomed and verdict.stage is not Stage.ENDING:
-                await _cancel(job.job)  # again: the first may have come too early, or not at all
+                await cancel(job.job)  # again: the first may have come too early, or not at all
             fresh = False
-            await self._pause(job, _HURRY_S if job.hurry else self._watch.poll_s)
+            await self._pause(job, _HURRY_S if job.urgent else self._watch.poll_s)
 
     async def _over(self, job: _Job, verdict: Verdict) -> str:
         if "could not be launched" in verdict.reason:
-            await _cancel(job.job)
+            await cancel(job.job)
         if not verdict.exit_unknown:
             return verdict.reason
         try:
@@ -277,14 +291,3 @@ class JobLauncher:
         except TimeoutError:
             pass
         job.wake.clear()
-
-
-async def _cancel(job: str) -> None:
-    """Kill the batch process at once, then have Slurm end what is left, or take it out of the
-    queue: on its own Slurm would give a worker that hangs half a minute more.
-    """
-    for flags in (["--batch", "--signal=KILL"], []):
-        try:
-            await acall(["scancel", *flags, job], limit_s=20)
-        except SlurmError as error:
-            log.debug("scancel %s: %s", job, error.words)

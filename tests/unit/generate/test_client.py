@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tarragon_hpc.errors import ClusterError
-from tarragon_hpc.generate.client import BatchClient
+from tarragon_hpc.generate.client import BatchClient, idempotency_key
 from tarragon_hpc.generate.inputs import COMPLETIONS, Request
 
 
@@ -95,3 +95,52 @@ def test_the_body_is_sent_as_it_is_and_with_the_key():
     asyncio.run(client.run([request], lambda _: None))
     assert gateway.seen == [{"prompt": "x", "model": "other"}]
     assert gateway.headers["authorization"] == "Bearer s3cret"
+
+
+def test_a_request_has_a_key_of_its_own_that_stays_when_it_is_sent_again():
+    keys = []
+
+    async def gateway(http_request):
+        keys.append(http_request.headers["idempotency-key"])
+        return httpx.Response(503 if keys.count(keys[-1]) < 3 else 200, json={})
+
+    run(gateway, ["a", "b"])
+    assert len(set(keys)) == 2
+    assert sorted(map(keys.count, set(keys))) == [3, 3]
+    same = Request("a", 7, COMPLETIONS, {"x": 1, "prompt": "a"})
+    assert idempotency_key(same) == idempotency_key(
+        Request("a", 1, COMPLETIONS, {"prompt": "a", "x": 1})
+    )
+    others = [Request("b", 7, COMPLETIONS, same.body), Request("a", 7, COMPLETIONS, {"x": 1})]
+    assert idempotency_key(same) not in map(idempotency_key, others)
+
+
+def test_where_the_service_is_is_asked_again_when_it_is_gone():
+    heads = iter(["http://one/v1", None, "http://two/v1"])
+    seen = []
+
+    def where():
+        head = next(heads)
+        if head is None:
+            raise ClusterError("no head has written where it listens")
+        return head
+
+    async def gateway(http_request):
+        seen.append(http_request.url.host)
+        if http_request.url.host == "one":
+            raise httpx.ReadError("cut")
+        return httpx.Response(200, json={})
+
+    outcomes = []
+    client = BatchClient(
+        where, concurrency=1, sleep=no_wait, transport=httpx.MockTransport(gateway)
+    )
+    requests = [Request(c, 1, COMPLETIONS, {"prompt": c}) for c in "ab"]
+    asyncio.run(client.run(requests, outcomes.append))
+    assert [o.status for o in outcomes] == [200, 200]
+    assert seen == ["one", "two", "two"]
+
+
+def test_a_patient_client_goes_beyond_the_usual_tries():
+    gateway = Gateway({"a": [httpx.ConnectError("refused")] * 30})
+    assert [o.status for o in run(gateway, ["a"], patient=True)] == [200]

@@ -93,3 +93,27 @@ def test_a_job_that_runs_at_once_is_timed_like_any_start(scenario):
     queue(scenario, "ew1", 1, reason="")
     assert scenario["ew1"].job == "77"
     assert [type(a) for a in planned(scenario, later=66)] == [GiveUp]
+
+
+def change_head(scenario):
+    return scenario.happen(ev.HeadChanged, head=2, counted={1: len(scenario.events)}, shift=0.0)
+
+
+def test_a_new_head_finds_the_job_still_in_the_queue(scenario):
+    change_head(replaced(scenario))
+    waits = scenario["aw1"]
+    assert (waits.phase, waits.awaited, waits.job) == (Phase.STARTING, False, "77")
+    scenario.happen(ev.WorkerRegistered, "aw1", 2, 5, "n7", {})
+    assert scenario["aw1"].phase is Phase.REGISTERED
+
+
+def test_who_waited_for_a_place_of_the_old_head_is_started_by_the_new_one(scenario):
+    scenario.running().happen(ev.WorkerExited, "aw1", 1, "killed by SIGKILL")
+    scenario.happen(ev.WorkerStarted, "aw1", 2, pid=None)
+    scenario.happen(ev.WorkerQueued, "aw1", 2, "", "all slots are in use")
+    assert run_reason(scenario.state).startswith("aw1 waits: all slots are in use")
+    change_head(scenario)
+    start = next(a for a in planned(scenario, later=2.0) if isinstance(a, Start))
+    assert start.worker == "aw1"
+    assert start.incarnation > 2
+    assert len(scenario["aw1"].restarts) == 1

@@ -92,8 +92,10 @@ def test_head_nodes_that_are_not_described_get_no_gpus():
 
 
 def test_a_fragile_hetjob_is_refused_unless_allowed():
-    with pytest.raises(ConfigError, match=r"cluster\.slurm\.head_nodes\.nodes: 1: Slurm ends the"):
+    with pytest.raises(ConfigError, match=r"cluster\.slurm\.aw_nodes\.nodes: 1: Slurm ends the"):
         head(topology="hetjob", nodes={"slots_per_node": 4})
+    with pytest.raises(ConfigError, match=r"cluster\.slurm\.head_nodes\.nodes: 1: Slurm ends the"):
+        head(topology="hetjob", head_nodes={"nodes": 1})
     assert len(flags(head(topology="hetjob", nodes={"slots_per_node": 4}, allow_fragile=True))) == 3
 
 
@@ -150,6 +152,16 @@ def test_a_workers_environment_comes_before_it():
     lines = worker(env={"OMP_NUM_THREADS": "3", "A": "b c"}).splitlines()
     assert lines[-3:-1] == ["export OMP_NUM_THREADS=3", "export A='b c'"]
     assert lines[-1].startswith("exec /opt/py ")
+
+
+def test_a_site_that_never_wants_some_node_and_a_run_that_does_not_either():
+    assert flags(worker(exclude=["n2"], directives={"exclude": "n7"}))[0]["exclude"] == "n2,n7"
+    assert flags(worker(directives={"exclude": "n7"}))[0]["exclude"] == "n7"
+
+
+def test_heads_of_a_hetjob_are_on_two_nodes():
+    assert flags(head(topology="hetjob"))[0]["nodes"] == "2"
+    assert flags(head(topology="hetjob", allow_fragile=True))[0]["nodes"] == "1"
 
 
 def test_a_worker_of_a_pool_is_on_the_nodes_of_its_kind():

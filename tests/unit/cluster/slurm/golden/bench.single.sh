@@ -1,0 +1,23 @@
+#!/bin/bash
+#SBATCH --job-name=tarragon-bench-model
+#SBATCH --output=tarragon-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR2@180
+#SBATCH --nodes=5
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=24:00:00
+#SBATCH --no-requeue
+#SBATCH --no-kill
+
+exec /opt/tarragon/bin/python -u -m tarragon_hpc.cli head --new - <<'CONFIG'
+model:
+  path: bench-model
+attention:
+  max_num_seqs: 32
+  kv_cache: 268435456
+gateway:
+  port: 0
+cluster:
+  backend: slurm
+CONFIG

@@ -1,0 +1,31 @@
+#!/bin/bash
+#SBATCH --job-name=tarragon-model
+#SBATCH --output=tarragon-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR2@180
+#SBATCH --nodes=5
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=24:00:00
+#SBATCH --no-requeue
+#SBATCH --no-kill
+
+exec /opt/tarragon/bin/python -u -m tarragon_hpc.cli head --new - <<'CONFIG'
+model:
+  path: demo-out/model
+attention:
+  max_num_seqs: 32
+  kv_cache: 67108864
+experts:
+  shadows: 1
+checkpoint:
+  stores: 1
+  memory: 268435456
+  restore: always
+gateway:
+  port: 0
+cluster:
+  backend: slurm
+run:
+  root: demo-out/runs
+CONFIG
