@@ -118,6 +118,7 @@ def test_nothing_is_left_of_a_refused_job(slurm, config, tmp_path):
     for slurm_config, key in (
         ({"nodes": {"partition": "nope"}}, "cluster.slurm.nodes.partition"),
         ({"nodes": {"nodes": 50}}, "cluster.slurm.nodes"),
+        ({"topology": "hetjob", "nodes": {"nodes": 3, "partition": "gpu"}}, "cluster.slurm.nodes"),
         ({"reservation": "nope"}, "cluster.slurm.reservation"),
         ({"directives": {"array": "1-9"}}, "cluster.slurm.directives.array"),
     ):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cluster.rendezvous import create_run
 from tarragon_hpc.cluster.slurm.checks import check
 from tarragon_hpc.cluster.slurm.sbatch import check_possible
-from tarragon_hpc.cluster.slurm.script import head_script
 from tarragon_hpc.cluster.slurm.submit import submit_run
 from tarragon_hpc.cluster.work import Work, write_work
 
@@ -28,7 +27,7 @@ def begin(
     Raises UserError or ClusterError; then there is neither.
     """
     check(config)
-    check_possible(head_script(config, ["true"], job_name="tarragon", output="/dev/null"), config)
+    check_possible(config)
     theirs = run_dir is not None and run_dir.expanduser().exists()
     path = create_run(config, run_dir)
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cluster.slurm.commands import SlurmError, call
 from tarragon_hpc.cluster.slurm.jobs import HEAD, JOBS, Job, record
 from tarragon_hpc.cluster.slurm.refusals import explain, never
-from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script
+from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script, probes
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -55,16 +55,17 @@ def would_run(script: str, config: Config) -> str:
     return "\n".join(line.removeprefix("sbatch: ") for line in said.splitlines() if line.strip())
 
 
-def check_possible(script: str, config: Config) -> None:
-    """Raises UserError if no node of the cluster will ever be as this script asks for, ClusterError
+def check_possible(config: Config) -> None:
+    """Raises UserError if no nodes of the cluster will ever be as this run asks for, ClusterError
     if Slurm cannot be asked. Any other doubt is left to the submission, and to the queue.
     """
-    try:
-        call(["sbatch", "--test-only"], given=script)
-    except SlurmError as error:
-        problem = explain(error.stderr, config)
-        if never(error.stderr) or isinstance(problem, ClusterError):
-            raise problem from None
+    for script in probes(config):
+        try:
+            call(["sbatch", "--test-only"], given=script)
+        except SlurmError as error:
+            problem = explain(error.stderr, config)
+            if never(error.stderr) or isinstance(problem, ClusterError):
+                raise problem from None
 
 
 def run_script(config: Config, run_dir: Path, command: list[str], exports: str = "") -> str:
