@@ -9,6 +9,7 @@
                          ew0.2.json, what it says of itself (WorkerRecord), for diagnosis
         journal.jsonl    every event the orchestrator acted on; the N-th head's: journal.N.jsonl
         timeline.jsonl   what happened when
+        requests.N.jsonl what the N-th head knows of the requests that are to survive it, mode 0600
         logs/            one file per worker and incarnation
 
 Records are immutable and appear whole, under a name that is written once (`directory.py`); names
