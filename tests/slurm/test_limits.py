@@ -189,11 +189,11 @@ def test_a_head_that_is_killed_in_the_middle(batch):
     assert found.report()["heads"] >= 3
 
 
-def test_one_step_that_is_cancelled_is_moved(batch, slurm):
+def test_one_step_that_is_told_to_leave_is_moved(batch, slurm):
     found = batch()
     found.until(5)
     step = slurm.step(found.running(), "aw0.1")
-    slurm.call("scancel", step.id)
+    slurm.call("scancel", "--signal=TERM", step.id)
     wait(lambda: told(found.run, "worker given notice"), 10, "the notice")
     assert found.report()["heads"] == 1
     notices = told(found.run, "worker given notice")
