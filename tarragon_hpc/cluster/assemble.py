@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
-from tarragon_hpc.cluster.launching import control_address, make_launcher, make_places
+from tarragon_hpc.cluster.launching import chores, control_address, make_launcher, make_places
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
     TIMELINE,
@@ -220,6 +220,9 @@ async def assemble(
     port = await control.start(control_host)
     stack.push_async_callback(control.close)
     await stack.enter_async_context(http)
+    left = past.places if past is not None else ()
+    for chore in chores(config, path, orchestrator, launcher, lambda: control.standbys, left):
+        stack.push_async_callback(cancel, asyncio.create_task(chore))
     head = write_head(
         path,
         HeadRecord(

@@ -103,7 +103,12 @@ def heads(make_config, tmp_path):
 
     def make(**sections: dict[str, Any]) -> Heads:
         given = {
-            "cluster": {"backend": "slurm", "head_lease_s": 20, "start_timeout_s": 60},
+            "cluster": {
+                "backend": "slurm",
+                "head_lease_s": 20,
+                "start_timeout_s": 60,
+                "slurm": {"standby_head": False},
+            },
             "transport": {"interface": "lo"},
             "checkpoint": {"stores": 1},
         }
@@ -268,7 +273,7 @@ def test_a_handed_over_run_is_continued_with_all_places_filled_anew(heads):
 
 def test_a_worker_that_was_superseded_is_fenced(heads):
     """It was stopped while its place was filled again by the next head."""
-    run = heads(cluster={"head_lease_s": 2}, detection={"stopped_grace_s": 5})
+    run = heads(cluster={"head_lease_s": 12})
     first = run.start()
     before = run.serving(1)
     os.kill(pids(before)["ew0"], signal.SIGSTOP)
