@@ -8,7 +8,15 @@ import json
 import pytest
 
 from tarragon_hpc.cluster.slurm import chain
-from tarragon_hpc.cluster.slurm.chain import Chain, Link, Nobody, later, next_link, number_of
+from tarragon_hpc.cluster.slurm.chain import (
+    Chain,
+    Link,
+    Nobody,
+    later,
+    next_link,
+    number_of,
+    until_now,
+)
 from tarragon_hpc.cluster.slurm.jobs import HEAD, WORKER, Job, record
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError
@@ -48,6 +56,7 @@ def test_only_later_heads_are_cancelled():
     jobs = [FIRST, job("8", 1, WORKER), SECOND, THIRD]
     assert [j.job for j in later(jobs, "9")] == ["12"]
     assert [j.job for j in later(jobs, "7")] == ["9", "12"]
+    assert until_now(jobs, "9") == ["7", "9"]
 
 
 def test_a_head_outside_of_any_job_is_for_the_newest_one(tmp_path, monkeypatch):
