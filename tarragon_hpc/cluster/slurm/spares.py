@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # After a worker was started, and between looks whether all of them are there.
 _QUIET_S = 1.0
 # By then spares are started whether the others are there or not.
-_PATIENCE_S = 30.0
+_PATIENCE_S = 60.0
 _MOST_FAILURES = 3
 
 log = logging.getLogger(__name__)
