@@ -126,7 +126,8 @@ def test_a_batch_across_two_time_limits(batch, slurm):
         assert found.done() < REQUESTS
     report = found.report()
     assert (report["heads"], report["answered"]) == (3, REQUESTS)
-    first, second, third, last = report["jobs"]
+    first, second, third, last = found.run.jobs
+    assert report["jobs"] == [first, second, third]
     assert [slurm.state(job) for job in (first, second, third)] == ["COMPLETED"] * 3
     assert slurm.state(last) == "CANCELLED"
     reasons = [line["reason"] for line in told(found.run, "handover began")]
@@ -141,9 +142,19 @@ def test_a_real_time_limit(batch, slurm):
     found.until(1)
     head = int(read_head(found.run.run_dir).pid)
     os.kill(head, signal.SIGSTOP)  # the batch is not to end before the limit
-    wait(lambda: float(slurm.call("squeue", "-h", "-j", job, "-o", "%M").split(":")[1]) > 5, 60, "")
+
+    def elapsed() -> float:
+        minutes, seconds = slurm.call("squeue", "-h", "-j", job, "-o", "%M").strip().split(":")
+        return 60 * int(minutes) + int(seconds)
+
+    # The signal comes 60 to 120 s before the limit.
+    wait(lambda: elapsed() > 65, 100, "the signal")
     os.kill(head, signal.SIGCONT)
-    found.report()
+    report = found.report()
+    assert [line["reason"] for line in told(found.run, "handover began")] == [
+        "the job's time limit is near"
+    ]
+    assert report["heads"] == 2
 
 
 def test_a_preempted_batch_goes_on_in_the_next_job(batch, slurm):
@@ -189,11 +200,11 @@ def test_a_head_that_is_killed_in_the_middle(batch):
     assert found.report()["heads"] >= 3
 
 
-def test_one_step_that_is_cancelled_is_moved(batch, slurm):
+def test_one_step_that_is_told_to_leave_is_moved(batch, slurm):
     found = batch()
     found.until(5)
     step = slurm.step(found.running(), "aw0.1")
-    slurm.call("scancel", step.id)
+    slurm.call("scancel", "--signal=TERM", step.id)
     wait(lambda: told(found.run, "worker given notice"), 10, "the notice")
     assert found.report()["heads"] == 1
     notices = told(found.run, "worker given notice")
