@@ -209,8 +209,11 @@ class Cluster:
 
     def fail_node(self, node: str) -> None:
         """A node loses power: slurmd, steps and all their processes at once."""
+        # None may see another's end: an srun's shepherd would have its step ended elsewhere.
+        processes.stop_all(lambda: processes.descendants(self._daemons_of(node)))
+        found = processes.descendants(self._daemons_of(node))
         self.kill_slurmd(node)
-        processes.kill_all(lambda: processes.descendants(self._daemons_of(node)))
+        processes.kill_all(lambda: processes.alive(found))
 
     def start_slurmd(self, node: str) -> None:
         """Start a node's slurmd, or start it again."""
