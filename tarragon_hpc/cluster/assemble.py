@@ -128,9 +128,11 @@ async def assemble(
     orchestrator: Orchestrator
     info: RunInfo
     head: HeadRecord
+    control: ControlServer
 
     def status() -> dict[str, Any]:
-        return {**full_status(info, orchestrator, sessions), **more()}
+        known = full_status(info, orchestrator, sessions)
+        return {**known, "standbys": control.standbys, **more()}
 
     def note(message: Note) -> None:
         detail: dict[str, Any] = dict(message.detail)

@@ -34,7 +34,7 @@ class Run(Heads):
         number = len(self.processes) + 1
         self.start()
         up = lambda s: s["state"] == "serving" and s["head"] == number  # noqa: E731
-        await asyncio.to_thread(self.until, up, 100)
+        await asyncio.to_thread(self.until, up, 240)
         return self.endpoint()
 
     def kill(self) -> None:

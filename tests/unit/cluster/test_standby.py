@@ -77,6 +77,17 @@ def test_it_says_that_it_is_ready_and_becomes_a_worker(spare, run_dir):
     assert "stdin /dev/null" in log.read_text()
 
 
+def test_an_ew_does_not_wait_for_the_imports(spare, run_dir):
+    process, log = spare(60), run_dir / "logs" / "ew0.1.log"
+    write_head(run_dir, HeadRecord("r", 1, "h", "127.0.0.1", 9, "", ""))
+    arguments = ["--worker", "ew0", "--incarnation", "1", "--run-dir", str(run_dir)]
+    order = Assignment("ew0.1", [*arguments, "--log", str(log)], {})
+    process.stdin.write(msgspec.json.encode(order) + b"\n")
+    process.stdin.flush()
+    assert process.wait(20) == 2  # the model is not there
+    assert "ew0.1 ERROR" in log.read_text()
+
+
 @pytest.mark.parametrize("imports_s", [0, 60])
 def test_it_ends_with_its_head_even_amid_the_imports(spare, imports_s):
     process = spare(imports_s)
