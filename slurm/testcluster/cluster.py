@@ -158,8 +158,11 @@ class Cluster:
         return dict(line.split() for line in lines)
 
     def steps(self, job: str) -> list[Step]:
-        """The running steps of a job, without those of the batch script."""
-        lines = self.call("squeue", "-h", "-s", "-j", job, "-o", "%i|%j|%N").splitlines()
+        """The running steps of a job (of all its components), without that of the batch script."""
+        parts = ",".join(self.call("squeue", "-h", "-j", job, "-o", "%A").split())
+        if not parts:
+            return []
+        lines = self.call("squeue", "-h", "-s", "-j", parts, "-o", "%i|%j|%N").splitlines()
         found = [Step(*line.split("|")) for line in lines]
         return [step for step in found if step.id.rpartition(".")[2].isdigit()]
 
