@@ -18,8 +18,10 @@ from tarragon_hpc.cli.app_jobs import (
     RunDir,
     Site,
     Wait,
-    add_to,
 )
+from tarragon_hpc.cli.app_jobs import add_to as add_jobs
+from tarragon_hpc.cli.app_runs import Json
+from tarragon_hpc.cli.app_runs import add_to as add_runs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,8 +32,6 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints to try things with.")
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(wanted: bool) -> None:
@@ -62,6 +62,7 @@ def doctor(
     config: Annotated[
         Path | None, typer.Option(help="Of the job: a configuration's cluster.slurm.")
     ] = None,
+    site: Site = None,
     overrides: Overrides = None,
     root: Root = None,
     json: Json = False,
@@ -76,7 +77,9 @@ def doctor(
     if slurm or nodes or what == ["slurm"]:
         from tarragon_hpc.cli.doctor_slurm import examine_slurm
 
-        findings = examine_slurm(what or (), config, overrides or (), where, job=bool(nodes))
+        findings = examine_slurm(
+            what or (), config, overrides or (), where, site=site, job=bool(nodes)
+        )
     else:
         findings = examine(what or (), root=where)
     if json:
@@ -171,49 +174,6 @@ def generate(
 
 
 @app.command()
-def status(
-    run: Run = None,
-    root: Root = None,
-    json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until the run is over.")] = False,
-) -> None:
-    """Show a run, its jobs and its workers."""
-    from tarragon_hpc.cli.runs import status as command
-
-    command(run, root, as_json=json, watch=watch)
-
-
-@app.command()
-def endpoint(
-    run: Run = None,
-    ssh: Annotated[bool, typer.Option("--ssh", help="Print an ssh line that leads there.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it serves.")] = False,
-    root: Root = None,
-) -> None:
-    """Print the URL at which a run serves."""
-    from tarragon_hpc.cli.runs import endpoint as command
-
-    raise typer.Exit(command(run, root, ssh=ssh, wait=wait))
-
-
-@app.command()
-def logs(
-    run: Run = None,
-    worker: Annotated[
-        str | None,
-        typer.Argument(metavar="WORKER", help="Such as aw0, ew1.2, head or job; default: all."),
-    ] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of each log.")] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="And what comes.")] = False,
-    root: Root = None,
-) -> None:
-    """Print the logs of a run's workers and heads."""
-    from tarragon_hpc.cli.runs import logs as command
-
-    command(run, worker, root, lines=lines, follow=follow)
-
-
-@app.command()
 def coverage(run: Run = None, root: Root = None, json: Json = False) -> None:
     """Say which failures a run takes without a pause, and which it would not."""
     from tarragon_hpc.cli.scale import coverage as command
@@ -273,22 +233,5 @@ def chaos(
     raise typer.Exit(status)
 
 
-@app.command()
-def stop(
-    run: Run = None,
-    drain: Annotated[
-        float | None,
-        typer.Option(min=0, help="Seconds for running requests; default: drain_timeout_s."),
-    ] = None,
-    kill: Annotated[
-        bool, typer.Option("--kill", help="Slurm: cancel its jobs without asking its head.")
-    ] = False,
-    root: Root = None,
-) -> None:
-    """End a run in good order, from anywhere on its machine or cluster."""
-    from tarragon_hpc.cli.ending import stop as command
-
-    command(run, root, drain, kill=kill)
-
-
-add_to(app)
+add_runs(app)
+add_jobs(app)

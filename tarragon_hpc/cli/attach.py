@@ -12,7 +12,7 @@ from tarragon_hpc.cli.runs import locate
 from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.cluster.head import RunInfo, run_service
 from tarragon_hpc.cluster.heir import is_there
-from tarragon_hpc.cluster.inheritance import final_state
+from tarragon_hpc.cluster.inheritance import last_state
 from tarragon_hpc.cluster.rendezvous import (
     CONFIG,
     claim_head,
@@ -25,6 +25,7 @@ from tarragon_hpc.cluster.work import read_work
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError, UserError
 from tarragon_hpc.observe.log import configure
+from tarragon_hpc.orchestrator.state import RunPhase
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,8 +69,12 @@ def _claim(path: Path, config: Config, *, force: bool) -> int:
     """Become the newest head. Raises UserError if there is no need or no way."""
     if config.cluster.backend != "slurm":
         raise UserError(f"RUN: {path.name}: is local; its workers ended with its head")
-    if (state := final_state(path)) is not None:
-        raise UserError(f"RUN: {path.name}: has ended ({state.reason})")
+    state = last_state(path)
+    if state is not None and state.phase is RunPhase.ENDED:
+        how = (
+            "was handed over; `tarragon resume` goes on with it" if state.handover else "has ended"
+        )
+        raise UserError(f"RUN: {path.name}: {how} ({state.reason})")
     claimed = newest_claim(list_run(Directory(path)))
     if not claimed:
         raise UserError(f"RUN: {path.name}: has had no head yet; its job starts it")

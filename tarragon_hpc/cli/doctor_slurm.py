@@ -38,6 +38,7 @@ def examine_slurm(
     overrides: Sequence[str],
     root: str | None,
     *,
+    site: str | None = None,
     job: bool,
 ) -> dict[str, Finding]:
     """All findings; job: those of two nodes too. Raises UserError or ClusterError."""
@@ -45,7 +46,7 @@ def examine_slurm(
         raise UserError(
             f"doctor: {' '.join(what)}: with --slurm or --nodes no other lines are shown"
         )
-    config = load_config(path or {"model": {"path": "."}}, overrides)
+    config = load_config(path or {"model": {"path": "."}}, overrides, site=site)
     root = root or config.run.root
     findings = cluster()
     if not job:
@@ -167,15 +168,20 @@ def judge(facts: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Find
 
 def _node(fact: dict[str, Any]) -> Finding:
     locked = fact["memlock_bytes"]
+    gpus = fact["gpus"]
     devices = "; ".join(f"{n} {a}" for n, a in fact["interfaces"].items() if n != "lo")
     parts = [
-        f"{len(fact['gpus'])} GPUs ({','.join(fact['gpus'])})" if fact["gpus"] else "no GPU",
-        f"{fact['cpus']} CPUs",
+        f"{_count(len(gpus), 'GPU')} ({','.join(gpus)})" if gpus else "no GPU",
+        _count(fact["cpus"], "CPU"),
         devices or "no network but the loopback",
         "memlock " + ("without limit" if locked is None else f"{locked >> 10} KiB"),
         f"{fact['free_bytes'] / _GIB:.1f} GiB free in run.root",
     ]
     return Finding(True, ", ".join(parts))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _ms(seconds: float) -> str:

@@ -6,7 +6,6 @@ be_head(run_dir)    what it starts, and starts again: the process that is the he
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
@@ -46,7 +45,9 @@ def be_head(
     standby: once it has none; patience_s: how long somebody else may take to become it. parent: a
     process with whose end this one is told to end.
     """
-    # Before the wait, so that a standby is fast when its turn has come.
+    # Not for `run_head`, and before the wait, so that a standby is fast when its turn has come.
+    import asyncio
+
     from tarragon_hpc.cli.head_work import answer_requests
     from tarragon_hpc.cluster.head import run_service
     from tarragon_hpc.cluster.heir import await_turn

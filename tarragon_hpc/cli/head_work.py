@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cluster.head import RunInfo, run_service
 from tarragon_hpc.cluster.inheritance import final_state
 from tarragon_hpc.cluster.rendezvous import CONFIG, TIMELINE, open_run
-from tarragon_hpc.cluster.slurm.chain import cancel_later
-from tarragon_hpc.cluster.slurm.jobs import HEAD, jobs_of
+from tarragon_hpc.cluster.slurm.chain import cancel_later, own_job, until_now
+from tarragon_hpc.cluster.slurm.jobs import jobs_of
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.gateway.tls import own_client_context
@@ -195,7 +195,7 @@ def _close(
         tally=tally,
         seconds=max(0.0, time.time() - since),
         heads=part.number,
-        jobs=[job.job for job in jobs_of(run_dir) if job.kind == HEAD],
+        jobs=until_now(jobs_of(run_dir), own_job(run_dir)),
         failures=failures_of(read_timeline(run_dir / TIMELINE)),
     )
     try:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tarragon_hpc.cluster.local import log_tail
+from tarragon_hpc.cluster.slurm.jobs import HEAD
 from tarragon_hpc.cluster.slurm.standing import OVER
 from tarragon_hpc.cluster.slurm.standing import in_words as job_reason
 from tarragon_hpc.ids import parse_worker_id
@@ -89,10 +90,11 @@ def job_table(jobs: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("job", "for", "state", "left", "nodes", ""):
         table.add_column(column, overflow="fold")
+    chain = sum(job["kind"] == HEAD for job in jobs) > 1
     for job in _of_interest(jobs):
         table.add_row(
             job["job"],
-            job["worker"] or f"head {job['number']}",
+            job["worker"] or (f"chain {job['number']}" if chain else "head"),
             _word(job["state"].lower() or "unknown"),
             duration(job["left_s"]),
             ",".join(job["nodes"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tarragon_hpc.cli.head import run_head
 from tarragon_hpc.cli.runs import locate
 from tarragon_hpc.cli.waiting import wait_and_say
+from tarragon_hpc.cluster.inheritance import final_state
 from tarragon_hpc.cluster.rendezvous import CONFIG, open_run
 from tarragon_hpc.cluster.root import local_path
 from tarragon_hpc.cluster.slurm import queue
@@ -40,6 +41,8 @@ def resume(run: str | None, root: Path | None, *, wait: bool) -> int:
     config = load_config(path / CONFIG)
     if config.cluster.backend != "slurm":
         raise UserError(f"RUN: {path.name}: was not on Slurm; there is no job to submit for it")
+    if (state := final_state(path)) is not None:
+        raise UserError(f"RUN: {path.name}: has ended: {state.reason}; there is nothing to resume")
     check(config)
     jobs = [job for job in jobs_of(path) if job.kind == HEAD]
     views = queue.parse(call(queue.command(os.getuid())))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.certificate import issue
 from tarragon_hpc.cluster.control import ControlServer
-from tarragon_hpc.cluster.launching import control_address, make_launcher, make_places
+from tarragon_hpc.cluster.launching import chores, control_address, make_launcher, make_places
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import (
     TIMELINE,
@@ -128,9 +128,11 @@ async def assemble(
     orchestrator: Orchestrator
     info: RunInfo
     head: HeadRecord
+    control: ControlServer
 
     def status() -> dict[str, Any]:
-        return {**full_status(info, orchestrator, sessions), **more()}
+        known = full_status(info, orchestrator, sessions)
+        return {**known, "standbys": control.standbys, **more()}
 
     def note(message: Note) -> None:
         detail: dict[str, Any] = dict(message.detail)
@@ -220,6 +222,9 @@ async def assemble(
     port = await control.start(control_host)
     stack.push_async_callback(control.close)
     await stack.enter_async_context(http)
+    left = past.places if past is not None else ()
+    for chore in chores(config, path, orchestrator, launcher, lambda: control.standbys, left):
+        stack.push_async_callback(cancel, asyncio.create_task(chore))
     head = write_head(
         path,
         HeadRecord(

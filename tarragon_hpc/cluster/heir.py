@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.certificate import run_tls
 from tarragon_hpc.cluster.directory import Directory
-from tarragon_hpc.cluster.inheritance import final_state
+from tarragon_hpc.cluster.inheritance import last_state, passes_on
 from tarragon_hpc.cluster.rendezvous import (
     claim_head,
     list_run,
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 async def await_turn(run_dir: Path, patience_s: float, silence_s: float) -> int | None:
     """Wait until the run has no head, and claim it; returns the number of that claim. None: the run
-    has ended.
+    has ended, or was handed over to another job.
 
     patience_s: how long somebody else may take to follow a head that is gone. silence_s: how long a
     head may say nothing before it counts as gone. Raises TarragonError.
@@ -64,8 +64,9 @@ async def await_turn(run_dir: Path, patience_s: float, silence_s: float) -> int 
         else:
             reason = "has never said where it listens"
             limit_s = max(patience_s, _ARRIVAL_S) if claimed else 0.0
-        if final_state(run_dir) is not None:
-            log.info("the run has ended")
+        state = last_state(run_dir)
+        if state is not None and passes_on(state):
+            log.info("the run is %s: %s", state.phase, state.reason)
             return None
         if claimed:
             log.warning("head %d %s; waiting %g s for another one", claimed, reason, limit_s)

@@ -47,16 +47,26 @@ class Inheritance:
     doomed: tuple[Incarnation, ...]
 
 
-def final_state(run_dir: Path) -> State | None:
-    """The state of a run that has ended for good; None: it has not.
-
-    Raises ClusterError if its journals cannot be read.
+def last_state(run_dir: Path) -> State | None:
+    """What the journals of a run say; None: nothing yet. Raises ClusterError if they cannot be
+    read.
     """
-    chronicle = read_chronicle(run_dir)
-    if not chronicle.entries:
-        return None
-    state = replay(entry.event for entry in chronicle.entries)
-    return state if state.phase is RunPhase.ENDED and not state.handover else None
+    entries = read_chronicle(run_dir).entries
+    return replay(entry.event for entry in entries) if entries else None
+
+
+def final_state(run_dir: Path) -> State | None:
+    """The state of a run that has ended for good; None: it has not. Raises ClusterError."""
+    state = last_state(run_dir)
+    over = state is not None and state.phase is RunPhase.ENDED and not state.handover
+    return state if over else None
+
+
+def passes_on(state: State) -> bool:
+    """Whether a run is ended, or left to the head of another job: no head of this job follows."""
+    if state.phase is RunPhase.ENDED:
+        return True
+    return state.handover and state.phase in (RunPhase.DRAINING, RunPhase.STOPPING)
 
 
 def inherit(run_dir: Path, head: int, *, now: float, wall: float) -> Inheritance | None:

@@ -11,11 +11,14 @@ from tarragon_hpc.cluster.forking import ForkServers
 from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
 from tarragon_hpc.cluster.places import Places
 from tarragon_hpc.cluster.slurm import jobs
+from tarragon_hpc.cluster.slurm.absent import look_for
 from tarragon_hpc.cluster.slurm.allocation import SQUEUE_FORMAT, of_environment, of_queue
+from tarragon_hpc.cluster.slurm.chain import own_job
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.launcher import StepLauncher
 from tarragon_hpc.cluster.slurm.places import SlurmLauncher
 from tarragon_hpc.cluster.slurm.resources import components
+from tarragon_hpc.cluster.slurm.standby_head import StandbyKeeper
 from tarragon_hpc.cluster.slurm.watch import QueueWatch
 from tarragon_hpc.cluster.spec import plan_steps, plan_workers
 from tarragon_hpc.errors import ClusterError
@@ -28,9 +31,10 @@ from tarragon_hpc.transport.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from tarragon_hpc.cluster.inheritance import Place
     from tarragon_hpc.cluster.slurm.allocation import Allocation
     from tarragon_hpc.cluster.slurm.places import Tell
     from tarragon_hpc.config import Config
@@ -85,6 +89,34 @@ async def make_launcher(
             calm=lambda: is_calm(orchestrator().state),
         )
     return launcher
+
+
+def chores(
+    config: Config,
+    run_dir: Path,
+    orchestrator: Orchestrator,
+    launcher: Launcher,
+    standbys: Callable[[], int],
+    left: Sequence[Place],
+) -> Iterator[Coroutine[None, None, None]]:
+    """What a head has to do beside. standbys: how many are connected. left: where the processes
+    are that an earlier head has started.
+    """
+    slurm = config.cluster.slurm
+    if config.cluster.backend == "local":
+        return
+    if left:
+        gone = orchestrator.reported_gone
+        yield look_for(left, own_job(run_dir), lambda: orchestrator.state, gone)
+    if slurm.standby_head:
+        yield StandbyKeeper(
+            run_dir,
+            slurm,
+            allocation=lambda: find_allocation(run_dir),
+            waiting=standbys,
+            calm=lambda: is_calm(orchestrator.state),
+            avoid=lambda: launcher.bad.reasons if isinstance(launcher, SlurmLauncher) else (),
+        ).keep()
 
 
 class _Ears:

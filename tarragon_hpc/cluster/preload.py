@@ -57,17 +57,22 @@ def preload(roles: Collection[Role]) -> None:
 def become(name: str, env: Mapping[str, str | None]) -> None:
     """Take a worker's name, and what differs in its environment (None: not set)."""
     Path("/proc/self/comm").write_text(name[:15])
-    for variable, value in env.items():
-        if value is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = value
+    change(env)
     # random reseeds itself; torch starts from the same state in every process.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():
         _set_openmp_threads(int(threads))
+
+
+def change(env: Mapping[str, str | None]) -> None:
+    """Change the environment; None: not set."""
+    for variable, value in env.items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
 
 
 def _set_openmp_threads(count: int) -> None:

@@ -9,6 +9,10 @@
                          ew0.2.json, what it says of itself (WorkerRecord), for diagnosis
         journal.jsonl    every event the orchestrator acted on; the N-th head's: journal.N.jsonl
         timeline.jsonl   what happened when
+        work.json        what the run is there for, if it was prepared for a job
+        jobs/            the Slurm jobs of the run, one file each
+        requests.N.jsonl what the N-th head knows of the requests that are to survive it, mode 0600
+        results/         of a batch in a job: a part for each head; report.json, report.txt
         logs/            one file per worker and incarnation
 
 Records are immutable and appear whole, under a name that is written once (`directory.py`); names

@@ -53,7 +53,7 @@ def follow(returncode: int, deaths: Sequence[float], now: float, *, told: bool) 
     """What to do when a head has ended. Pure.
 
     returncode: as in subprocess. deaths: when heads have died before, this one not included. told:
-    it was sent a signal that ends it.
+    it was sent a signal, and they all end it: what is left to do is done by another job.
     """
     if returncode == EXIT_SUPERSEDED:
         return Next("another head has taken the run over; waiting until it is gone")
@@ -93,7 +93,7 @@ class Supervisor:
             again = False
             while True:
                 returncode = self._one(again)
-                told = self._told is not None and self._told != signal.SIGUSR2
+                told = self._told is not None
                 verdict = follow(returncode, deaths, time.monotonic(), told=told)
                 log.warning("the head has ended: %s", verdict.reason)
                 if verdict.status is not None:

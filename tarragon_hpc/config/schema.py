@@ -166,7 +166,10 @@ class GatewayConfig(Section):
         60, gt=0, description="longest wait of a request whose AW was lost for another one"
     )
     resume_s: float = Field(
-        30, ge=0, description="how long a resumable stream goes on without its client"
+        30,
+        ge=0,
+        description="how long a resumable stream goes on without its client, and is kept after its"
+        " end; so is the answer to an Idempotency-Key",
     )
 
     @field_validator("tls_key")

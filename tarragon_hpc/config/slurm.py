@@ -117,6 +117,16 @@ class SlurmConfig(Section):
     modules: list[Word] = Field([], description="module load these")
     prologue: str = Field("", description="shell lines before the head and before every worker")
 
+    @field_validator("signal_s")
+    @classmethod
+    def _leaves_time(cls, value: int, info: ValidationInfo) -> int:
+        time = info.data.get("time")
+        if time is not None and value + 60 > 60 * time_minutes(time):
+            raise ValueError(
+                f"too long for jobs of {time}: 60 s must be left, and Slurm may be early"
+            )
+        return value
+
     @field_validator("time", mode="before")
     @classmethod
     def _is_quoted(cls, value: object) -> object:

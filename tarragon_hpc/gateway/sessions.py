@@ -296,9 +296,10 @@ class Sessions:
 
     def _let_go(self) -> None:
         """The first time that the service serves: what was held until then may run."""
-        if self.served.is_set() or self.unavailable() is not None:
-            return
-        self.served.set()
+        if not self.served.is_set():
+            if self.unavailable() is not None:
+                return
+            self.served.set()
         held, self._held = self._held, []
         for state in held:
             state.opened = time.monotonic()

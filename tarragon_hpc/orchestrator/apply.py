@@ -12,7 +12,7 @@ from tarragon_hpc.orchestrator.apply_worker import after, forward
 from tarragon_hpc.orchestrator.hopeless import down
 from tarragon_hpc.orchestrator.placement import Placement
 from tarragon_hpc.orchestrator.state import GONE, Phase, RunPhase, State, Worker
-from tarragon_hpc.orchestrator.takeover import change_head, returned
+from tarragon_hpc.orchestrator.takeover import change_head, returned, suspect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -76,7 +76,9 @@ def _fold(state: State, event: ev.Event) -> State:
             return _enter(state, RunPhase.ENDED, event.at, state.reason)
         case ev.WorkerSuspected() | ev.WorkerCleared() | ev.FailureMasked():
             # What peers tell of it may come after it was replaced. It is for the timeline only.
-            return state if event.incarnation <= _newest(state, event.worker) else _stale(state)
+            if event.incarnation > _newest(state, event.worker):
+                return _stale(state)
+            return suspect(state, event)
         case _:
             worker = state.workers.get(event.worker)
             changed = None if worker is None else after(worker, event)

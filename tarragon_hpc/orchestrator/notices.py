@@ -2,8 +2,8 @@
 
 Slurm preempts jobs, not steps, and tells only the steps of it. So when most workers of the head's
 own job are given notice in a moment, the job is being taken away and the run is handed over. Any
-other worker that was given notice (of a job of its own, or by somebody's scancel) is moved: it
-leaves like one that retires, once nothing depends on it, and is replaced elsewhere.
+other worker that was given notice (its job is one of its own, or somebody sent SIGTERM) is moved:
+it leaves like one that retires, once nothing depends on it, and is replaced elsewhere.
 """
 
 from __future__ import annotations

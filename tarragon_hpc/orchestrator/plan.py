@@ -143,15 +143,18 @@ def _condemn(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
 
 
 def _lapsed(state: State, now: float, policy: Policy) -> Iterator[Condemn]:
-    """Who has not come to the new head in time is not waited for any longer."""
+    """Who has not come to the new head in time is not waited for any longer; who looks dead to its
+    peers, for less time.
+    """
     limit_s = policy.head_lease_s
     if state.phase is RunPhase.STOPPING:
         limit_s = min(limit_s, policy.stop_grace_s + policy.exit_limit_s)
     for worker in state.workers.values():
         if not worker.awaited or worker.waits_in_queue:
             continue
-        if now - max(state.changed, state.since) > limit_s:
-            reason = f"did not come to head {state.head} within {limit_s:g} s"
+        patience = min(limit_s, policy.stopped_grace_s) if worker.suspected else limit_s
+        if now - max(state.changed, state.since) > patience:
+            reason = f"did not come to head {state.head} within {patience:g} s"
             yield Condemn(worker.worker, worker.incarnation, TIME, reason)
 
 

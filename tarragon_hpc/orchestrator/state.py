@@ -156,6 +156,8 @@ class Worker:
     """The head has changed and this worker has not come to the new one yet: it is taken to be what
     it was.
     """
+    suspected: bool = False
+    """While it is awaited: a peer says that it looks dead."""
     taken: int = 0
     """An earlier head may have started incarnations up to this one without saying so."""
 

@@ -11,12 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.ids import Role
+from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.state import GONE, Order, Phase, RunPhase, State, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tarragon_hpc.orchestrator import events as ev
 
 _OVER = (RunPhase.STOPPING, RunPhase.ENDED)
 
@@ -110,8 +109,20 @@ def returned(state: State, event: ev.WorkerReturned) -> State | None:
         responsive=True,
         draining=draining,
         awaited=False,
+        suspected=False,
     )
     return replace(state, epoch=epoch, workers={**state.workers, worker.worker: back})
+
+
+def suspect(state: State, event: ev.WorkerSuspected | ev.WorkerCleared | ev.FailureMasked) -> State:
+    """Of a worker that is awaited, what its peers say of it is all that there is."""
+    worker = state.workers.get(event.worker)
+    if worker is None or not worker.awaited or worker.incarnation != event.incarnation:
+        return state
+    suspected = not isinstance(event, ev.WorkerCleared)
+    return replace(
+        state, workers={**state.workers, worker.worker: replace(worker, suspected=suspected)}
+    )
 
 
 def _serving(state: State, worker: Worker, event: ev.WorkerReturned) -> Phase:

@@ -181,7 +181,7 @@ class WorkerLink:
                 context.node,
                 standing,
             ),
-            *self._memory.links(),
+            *self._memory.reports(),
         )
         self._known = True
         self._flush()

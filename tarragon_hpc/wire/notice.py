@@ -1,8 +1,9 @@
 """SIGTERM in a worker: from its own host it means "leave"; from Slurm, "you will be killed soon".
 
-Under Slurm that may be the beginning of a preemption, or somebody's scancel, and only the workers
-hear of it. So a worker says so to the head, which moves its work away or hands the run over, and
-serves on until it is told to leave. If the head says nothing it leaves by itself.
+Under Slurm that may be the beginning of a preemption, or the end of the job, and only the workers
+hear of it (scancel of a single step kills at once). So a worker says so to the head, which moves
+its work away or hands the run over, and serves on until it is told to leave. If the head says
+nothing it leaves by itself.
 """
 
 from __future__ import annotations

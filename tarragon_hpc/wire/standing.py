@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.wire.common import Standing, Unanswered
 from tarragon_hpc.wire.to_head import (
+    Cleared,
     Failed,
     Holding,
     Linked,
     Ready,
     Refused,
+    Suspect,
     TableApplied,
     Tokens,
 )
@@ -52,6 +54,7 @@ class Memory:
         self._stores: dict[str, int] = {}
         self._leaving = False
         self._links: dict[str, Linked] = {}
+        self._suspects: dict[str, Suspect] = {}
         self._running: dict[str, None] = {}
 
     def __repr__(self) -> str:
@@ -91,6 +94,10 @@ class Memory:
                 self._applied = max(self._applied, message.epoch)
             case Linked():
                 self._links[message.peer] = message
+            case Suspect():
+                self._suspects[message.peer] = message
+            case Cleared():
+                self._suspects.pop(message.peer, None)
             case Tokens():
                 self._forget([item.request for item in message.items if item.finish is not None])
             case Failed():
@@ -114,9 +121,11 @@ class Memory:
             leaving=self._leaving,
         )
 
-    def links(self) -> list[Linked]:
-        """The newest connection to each peer."""
-        return list(self._links.values())
+    def reports(self) -> list[Message]:
+        """What it has said of its peers, and still holds: how it is connected to each, and who
+        looks dead.
+        """
+        return [*self._links.values(), *self._suspects.values()]
 
     def drop_sequences(self) -> list[str]:
         """The sequences that the worker runs for a head that is gone; they are forgotten here."""

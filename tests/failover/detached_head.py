@@ -4,8 +4,8 @@
     python detached_head.py RUN FAKE FAULT --standby S    once there is none, after S seconds
     python detached_head.py RUN FAKE FAULT --supervise    start it, and the next one if it dies
 
-The fake workers are started through the real entry, without a parent. Every start is a line in
-starts.txt of the run directory.
+FAKE is the program of the workers; "-": the real ones. They are started through the real entry,
+without a parent. Every start is a line in starts.txt of the run directory.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class Detached:
 
 def fake_places(config):
     places = make_places(config)
+    if FAKE == "-":
+        return places
     for worker, spec in places.items():
         places[worker] = dataclasses.replace(spec, program=(sys.executable, FAKE, FAULT))
     return places

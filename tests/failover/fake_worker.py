@@ -5,24 +5,27 @@ The first argument may say what goes wrong: `crash=ew1` (exit status 9 before it
 after its Welcome), `deaf=aw0` (ignores Shutdown and SIGTERM), `sleepless=aw0` (never sends a
 heartbeat after Ready), `unable=ew0` (cannot load anything more), `absent` (the EWs never come: ew0
 sees no run directory, ew1 hangs in an import, ew2 cannot reach the head). On SIGUSR1 a worker says
-that it was given notice, as under Slurm on SIGTERM. AWs make one token every
-5 ms, and say that all they run is protected while they know a store. They claim to be linked to the
-EWs by shm and to the CSs by tcp, for a reason.
+that it was given notice, as under Slurm on SIGTERM. AWs make one token every 5 ms (that which
+follows from the seed, or 5), and say that all they run is protected while they know a store. They
+claim to be linked to the EWs by shm and to the CSs by tcp, for a reason.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import signal
 import sys
 import threading
 import time
+import zlib
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role, parse_worker_id
-from tarragon_hpc.wire.common import Peer, Resumption, TokenDelta
+from tarragon_hpc.wire.common import Peer, Resumption, TokenDelta, TokenLogprobs
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
+from tarragon_hpc.wire.notice import Terminator
 from tarragon_hpc.wire.to_head import (
     Failed,
     Holding,
@@ -78,6 +81,9 @@ def main(context: WorkerContext) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: link.send(Notice(*me, "SIGUSR1")))
     holds: set[int] = set()
     draining: Drain | None = None
+    if context.config.cluster.backend == "slurm" and mine != "deaf":
+        leave = functools.partial(inbox.put, Drain("SIGTERM"))
+        Terminator(context, link.send, leave, lambda: draining is not None).install()
     while True:
         if draining is not None and not running:
             link.send(Stopping(*me, draining.reason))
@@ -137,13 +143,26 @@ def main(context: WorkerContext) -> int:
         for request, (submit, done) in list(running.items()):
             last = done + 1 == submit.sampling.max_tokens
             finish = "length" if last else None
-            items.append(TokenDelta(request, done, [5], finish=finish, attempt=submit.attempt))
+            items.append(produced(submit, done, finish))
             running[request] = (submit, done + 1)
             if last:
                 del running[request]
         if items:
             link.send(Tokens(*me, items))
             time.sleep(0)
+
+
+def produced(submit: Submit, index: int, finish: str | None) -> TokenDelta:
+    """The next token: 5, or what follows from the seed if there is one."""
+    sampling = submit.sampling
+    base = sum(submit.prompt) + (sampling.seed or 0) % 1009
+    token = 5 if sampling.seed is None else 3 + zlib.crc32(b"%d %d" % (base, index)) % 200
+    scores = None
+    if sampling.logprobs is not None:
+        others = [(token + 1 + i) % 200 for i in range(sampling.logprobs)]
+        values = [-0.1 - index / 7, *(-0.5 - index / 3 for _ in others)]
+        scores = [TokenLogprobs([token, *others], values, 1)]
+    return TokenDelta(submit.request, index, [token], scores, finish, None, 0, submit.attempt)
 
 
 def resumed(me: tuple[str, int], submit: Submit, stored: bool) -> Resumed:

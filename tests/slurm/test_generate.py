@@ -60,7 +60,8 @@ class Batch:
 
     @property
     def lines(self):
-        return self.results.read_bytes().count(b"\n") if self.results.exists() else 0
+        parts = (self.run.run_dir / "results").glob("*.jsonl")  # one of each head
+        return sum(part.read_bytes().count(b"\n") for part in parts)
 
     def until(self, count, limit_s=120):
         """So many results are there."""

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -261,10 +262,26 @@ async def test_the_next_job_does_not_go_where_the_node_died(running, slurm, conf
         await run.until("aw1", 30, state="serving")
 
 
+@in_a_loop
+async def test_a_worker_on_a_node_that_slurm_gives_up_is_fenced(running, slurm, config):
+    """Its slurmd has died, but it lives, and so does its connection."""
+    async with running(config("pool", aw_nodes={"partition": "cpu"})) as run:
+        worker = await run.worker("aw0")
+        slurm.kill_slurmd(worker["node"])
+        again = await run.until("aw0", 60, state="serving", incarnation=2)
+        assert again["before"].endswith(", and yet it runs")
+        assert again["node"] != worker["node"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker["pid"], 0)
+        assert run.told("node avoided")[0]["node"] == worker["node"]
+
+
 @pytest.mark.vllm
+@pytest.mark.timeout(600)
 @in_a_loop
 async def test_real_workers_of_a_pool_are_replaced_by_new_jobs(running, slurm, config):
     """An EW in the middle of a stream, then the AW: the tokens are what they were before."""
+    patient = ["cluster.start_timeout_s=250", "gateway.failover_timeout_s=250"]
     small = ["attention.workers=1", "attention.threads=1", "attention.kv_cache=64MiB"]
     small += [
         "experts.threads=1",
@@ -272,12 +289,12 @@ async def test_real_workers_of_a_pool_are_replaced_by_new_jobs(running, slurm, c
         "transport.spin_us=0",
         "model.dtype=float32",
     ]
-    pool = config("pool", *small, nodes={"cpus_per_slot": 2, "partition": "gpu"})
+    pool = config("pool", *patient, *small, nodes={"cpus_per_slot": 2, "partition": "gpu"})
     body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 60, "temperature": 0}
 
     async with running(pool, scripted=False) as run:
         endpoint = (await query_status(run.path))["endpoint"]
-        async with httpx.AsyncClient(base_url=endpoint, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=endpoint, timeout=240) as client:
 
             async def answer() -> str:
                 reply = await client.post("/completions", json={**body, "ignore_eos": True})
@@ -290,7 +307,7 @@ async def test_real_workers_of_a_pool_are_replaced_by_new_jobs(running, slurm, c
                 await asyncio.sleep(0.3)
                 slurm.kill_tasks(f"{(await run.worker(name))['job']}.batch")
                 assert await asked == expected
-                await run.until(name, 100, state="serving", incarnation=2)
+                await run.until(name, 200, state="serving", incarnation=2)
                 assert await answer() == expected
         lost = run.told("worker lost", "ew0")[0]["mono"]
         back = [e for e in run.told("table published") if e["mono"] > lost][-1]["mono"]

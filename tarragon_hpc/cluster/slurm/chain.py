@@ -57,6 +57,12 @@ def later(jobs: Sequence[Job], mine: str) -> list[Job]:
     return [job for job in jobs if job.kind == HEAD and job.number > number and job.job != mine]
 
 
+def until_now(jobs: Sequence[Job], mine: str) -> list[str]:
+    """The jobs of the chain up to `mine`, which have had heads. Pure."""
+    waiting = {job.job for job in later(jobs, mine)}
+    return [job.job for job in jobs if job.kind == HEAD and job.job not in waiting]
+
+
 def number_of(jobs: Sequence[Job], mine: str) -> int:
     """Which job of the chain this one is: as recorded; a job that nobody has, after all. Pure."""
     heads = [job for job in jobs if job.kind == HEAD]

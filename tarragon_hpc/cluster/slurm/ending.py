@@ -19,30 +19,33 @@ if TYPE_CHECKING:
     from tarragon_hpc.cluster.slurm.jobs import Job
     from tarragon_hpc.cluster.slurm.watch import Look, QueueWatch
 
-_LOOKS = 3
-_GRACE_S = 4.0
+# Before each look at what is left.
+_PATIENCE_S = (3.0, 5.0, *[10.0] * 6, 4.0)
+_IMPATIENCE_S = (0.0, 4.0, 4.0)
 # Of job ids on one command line.
 _AT_ONCE = 500
 
 
-def to_cancel(jobs: Sequence[Job], look: Look) -> list[str]:
+def left(jobs: Sequence[Job], look: Look) -> list[Job]:
     """The jobs that may still run or start: all but those that are known to be over. Pure."""
     views = look.views
     return [
-        job.job
+        job
         for job in jobs
         if job.job not in look.missing and not (job.job in views and views[job.job].over)
     ]
 
 
-def successors(jobs: Sequence[Job], look: Look) -> list[str]:
-    """Jobs with a head that wait while another one runs, which would go on with the run. Pure."""
-    heads = [job.job for job in jobs if job.kind == HEAD]
-    waiting = [job for job in heads if job in look.views and look.views[job].waits]
-    runs = any(
-        job in look.views and not look.views[job].over for job in heads if job not in waiting
-    )
-    return waiting if runs else []
+def to_cancel(jobs: Sequence[Job], look: Look, *, patient: bool) -> list[str]:
+    """Which of these jobs to cancel. patient: a head that was told to may be ending, and its job
+    with it, once it has put the results in place. Pure.
+    """
+    return [
+        job.job
+        for job in left(jobs, look)
+        if (view := look.views.get(job.job)) is None
+        or (view.state != "COMPLETING" and not (patient and job.kind == HEAD and not view.waits))
+    ]
 
 
 async def end_run(run_dir: Path, drain_s: float, *, kill: bool) -> str:
@@ -52,39 +55,37 @@ async def end_run(run_dir: Path, drain_s: float, *, kill: bool) -> str:
     `kill`: it is not asked.
     """
     watch = queue_watch(run_dir)
-    jobs = jobs_of(run_dir)
-    look = await watch.look([job.job for job in jobs], fresh=True)
     told = False
     if not kill and _has_head(run_dir):
-        await _cancel(successors(jobs, look))
         try:
             told = await stop_run(run_dir, drain_s)
         except ClusterError as error:
             raise ClusterError(
                 f"{error}; `tarragon stop {run_dir.name} --kill` cancels the jobs of the run"
             ) from None
-    cancelled = await _clear(run_dir, watch, patient=told)
+    cancelled = await _clear(run_dir, watch, told=told)
     if told:
         return "stopped" + (f"; cancelled {_names(cancelled)}" if cancelled else "")
     return f"cancelled {_names(cancelled)}" if cancelled else "had ended before"
 
 
-async def _clear(run_dir: Path, watch: QueueWatch, *, patient: bool) -> list[str]:
-    """Cancel the jobs of a run until there is none; which. patient: they may be about to end."""
+async def _clear(run_dir: Path, watch: QueueWatch, *, told: bool) -> list[str]:
+    """Cancel the jobs of a run until there is none; which. told: its head was told to end."""
     cancelled: dict[str, None] = {}
-    for number in range(_LOOKS):
-        if number or patient:
-            await asyncio.sleep(_GRACE_S)
-        jobs = jobs_of(run_dir)  # there may be more of them: a head that dies submits nothing
+    pauses = _PATIENCE_S if told else _IMPATIENCE_S
+    for number, pause_s in enumerate(pauses):
+        await asyncio.sleep(pause_s)
+        jobs = jobs_of(run_dir)
         look = await watch.look([job.job for job in jobs], fresh=True)
         if look.error:
             raise ClusterError(f"{look.error}; jobs of the run may be left")
-        left = to_cancel(jobs, look)
-        if not left:
+        if not left(jobs, look):
             break
-        if number or not patient:
-            await _cancel(left)
-            cancelled |= dict.fromkeys(left)
+        if told and number == 0:
+            continue  # most are about to end by themselves
+        wanted = to_cancel(jobs, look, patient=told and number < len(pauses) - 2)
+        await _cancel(wanted)
+        cancelled |= dict.fromkeys(wanted)
     return list(cancelled)
 
 

@@ -54,7 +54,8 @@ def classify(returncode: int, said: str, node: str, *, node_lost: bool = False) 
         return Ending(cause, bad_node=cause, began=False)
     if match := _NOT_CREATED.search(said):
         return Ending(f"could not be started on {node}: {match[1] or match[0]}", began=False)
-    if match := _CANCELLED.search(said):
+    # A step that is only told to end (SIGTERM) is "cancelled", too.
+    if (match := _CANCELLED.search(said)) and not _EXITED.search(said):
         why = f" ({match[1].strip().lower()})" if match[1] else ""
         return Ending(f"its step was cancelled{why}")
     if match := _EXEC.search(said):

@@ -60,8 +60,11 @@ def explain(stderr: str, config: Config) -> TarragonError:
             return ConfigError(key, f"{value!r}: Slurm says: {words}")
     if _NEVER.search(words):
         parts = components(config)
-        told = "; ".join(f"{part.name}: {_size(part)}" for part in parts)
-        return ConfigError("cluster.slurm", f"{told}: Slurm says: {words}")
+        if len(parts) == 1:
+            key, told = parts[0].name, _size(parts[0])
+        else:
+            key, told = "nodes", "; ".join(f"{part.name}: {_size(part)}" for part in parts)
+        return ConfigError(f"cluster.slurm.{key}", f"{told}: Slurm says: {words}")
     return UserError(f"cluster.slurm: Slurm says: {words}")
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # until nobody looks for it any more.
 _SRUN_S = 2.0
 _LOOKS_S = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 5.0, 10.0, 20.0, 40.0)
+# At the end nobody waits longer than this for the next look.
+_LAST_LOOKS_S = 0.5
 _SAID_BYTES = 16 << 10
 
 log = logging.getLogger(__name__)
@@ -101,8 +103,8 @@ class Steps:
             self._spawn(self._cancel(step, "--signal=TERM"))
 
     async def close(self) -> None:
-        """Returns when everything that was begun here is done; nobody waits any longer for Slurm to
-        list a cancelled step no more.
+        """Returns when everything that was begun here is done, but for steps that Slurm lists for
+        long after they were cancelled.
         """
         self._closing.set()
         while self._tasks:
@@ -174,10 +176,13 @@ class Steps:
                 if "nvalid job id" in error.words:
                     return ""
                 log.warning("%s (step %s): %s", step.name, step.id, error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), pause)
-            if self._closing.is_set():
+            if self._closing.is_set() and pause > _LAST_LOOKS_S:
                 return ""
+            if pause > _LAST_LOOKS_S:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), pause)
+            else:
+                await asyncio.sleep(pause)
         return f"Slurm still lists step {step.id}"
 
     async def _cancel(self, step: Step, *flags: str) -> bool:

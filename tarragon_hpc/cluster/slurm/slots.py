@@ -135,13 +135,14 @@ def slots_of(
 def choose(slots: Slots, worker: str, *, warm: bool = True) -> Choice | None:
     """Where the next incarnation of a worker goes; None: there is no slot left for it.
 
-    First a spare on another node than the last time, the warm before those that still import, then
-    any free slot, then the node where it died. Among equals the node with the fewest workers of its
+    First a warm spare on another node than the last time; then for an AW one that still imports and
+    any free slot, for an EW, whose imports are short, the other way round; then the node where it
+    died. Among equals the node with the fewest workers of its
     role, then with the fewest at all. warm: it may become a spare's process.
     """
     role, _ = parse_worker_id(worker)
     last = slots.last.get(worker)
-    uses = _WANTED if warm else _COLD
+    uses = _COLD if not warm else _WANTED if role is Role.AW else _WANTED_BY_EWS
     candidates = [
         slot
         for slot in slots.usable
@@ -189,6 +190,7 @@ def choose_node(slots: Slots, used: Iterable[str], worker: str) -> Node | None:
 
 
 _WANTED: tuple[Use | None, ...] = (Use.WARM, Use.LOADING, None)
+_WANTED_BY_EWS: tuple[Use | None, ...] = (Use.WARM, None, Use.LOADING)
 _COLD: tuple[Use | None, ...] = (None, Use.LOADING, Use.WARM)
 
 

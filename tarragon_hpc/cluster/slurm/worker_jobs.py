@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _AT_A_TIME = 4  # sbatch processes
 _FIRST_LOOK_S = 1.0
 _HURRY_S = 1.0
+_RETELL_S = 60.0
 _HURRIED_S = 15.0
 _AGAIN_S = (2.0, 5.0, 10.0, 30.0)
 _CLOSE_S = 20.0
@@ -67,6 +68,7 @@ class _Job:
     doomed: bool = False
     hurry_until: float = 0.0
     said: tuple[str, str] | None = None
+    said_at: float = 0.0
     nodes: tuple[str, ...] = ()
     gives_way: str = ""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -279,8 +281,12 @@ class JobLauncher:
         return exit_words(shown) or verdict.reason
 
     def _say(self, job: _Job, reason: str, expected_start: str = "") -> None:
-        if job.said != (reason, expected_start) and self._jobs.get(job.who) is job:
-            job.said = (reason, expected_start)
+        if job.said == (reason, expected_start) or self._jobs.get(job.who) is not job:
+            return
+        # The expected start moves at every look; what is told is written down for good.
+        now, same = time.monotonic(), job.said is not None and job.said[0] == reason
+        if not same or now - job.said_at > _RETELL_S:
+            job.said, job.said_at = (reason, expected_start), now
             self._told.queued(job.who, job.job, reason, expected_start)
 
     async def _pause(self, job: _Job, seconds: float) -> None:

@@ -126,8 +126,8 @@ def test_a_run_whose_job_waits():
     assert shown(status) == [
         "r1  pending  epoch 0  no endpoint",
         "job 7 waits: Priority",
-        "job  for     state    left  nodes",
-        "7    head 1  pending               Priority (other jobs come first), expected to start"
+        "job  for   state    left  nodes",
+        "7    head  pending               Priority (other jobs come first), expected to start"
         " 2026-11-27T10:00:00",
     ]
 
@@ -137,8 +137,8 @@ def test_jobs_that_are_over_are_shown_only_if_nothing_else_is():
     runs = job(8, "RUNNING", number=2, left_s=3900.0, nodes=["n0", "n1"])
     extra = job(9, "PENDING", worker="ew1.3", reason="Resources")
     text = shown(STATUS | {"jobs": [over, runs, extra]})
-    assert "8    head 2  running  1:05:00  n0,n1" in text
-    assert any(line.startswith("9    ew1.3   pending") for line in text)
+    assert "8    chain 2  running  1:05:00  n0,n1" in text
+    assert any(line.startswith("9    ew1.3    pending") for line in text)
     assert not any(line.startswith("7 ") for line in text)
     assert any("timeout" in line for line in shown(STATUS | {"jobs": [over]}))
 

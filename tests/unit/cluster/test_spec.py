@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.entry import main as entry_main
-from tarragon_hpc.cluster.spec import cpu_share, plan_workers
+from tarragon_hpc.cluster.spec import cpu_share, plan_steps, plan_workers
 from tarragon_hpc.config import Config, load_config
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.ids import Incarnation, Role
@@ -150,3 +150,31 @@ def test_without_nvidia_smi_there_are_no_gpus(monkeypatch, tmp_path: Path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert usable_gpus() == ()
+
+
+def test_on_slurm_cpus_and_gpus_are_slurms_to_give():
+    slurm = {"nodes": {"gpus_per_node": 4, "cpus_per_slot": 6}}
+    found = config(
+        experts={"threads": 3},
+        checkpoint={"stores": 1},
+        cluster={"backend": "slurm", "slurm": slurm, "prefix": {"ew1": ["nice"]}},
+    )
+    specs = {spec.worker: spec for spec in plan_steps(found)}
+    assert list(specs) == ["aw0", "aw1", "ew0", "ew1", "cs0"]
+    assert {spec.cpus for spec in specs.values()} == {None}
+    assert not any(spec.shares_cpus for spec in specs.values())
+    assert specs["aw0"].env == {"OMP_NUM_THREADS": "6"}
+    assert specs["ew0"].env == {"OMP_NUM_THREADS": "3"}
+    assert specs["cs0"].env == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    assert specs["ew1"].prefix == ("nice",)
+    assert specs["aw0"].arguments(Incarnation("aw0", 2), Path("/r")) == [
+        "--worker", "aw0", "--incarnation", "2", "--run-dir", "/r",
+    ]  # fmt: skip
+
+
+def test_every_component_says_what_its_slots_have():
+    nodes = {"aw_nodes": {"cpus_per_slot": 8}, "ew_nodes": {"cpus_per_slot": 2}}
+    slurm = {"topology": "hetjob", "allow_fragile": True, **nodes}
+    specs = plan_steps(config(cluster={"backend": "slurm", "slurm": slurm}))
+    threads = {spec.role: spec.env["OMP_NUM_THREADS"] for spec in specs}
+    assert threads == {Role.AW: "8", Role.EW: "2"}

@@ -4,7 +4,7 @@ import json
 
 from tarragon_hpc.generate.final import Report, failures_of, write_report
 from tarragon_hpc.generate.outputs import Outcome
-from tarragon_hpc.generate.progress import Progress, in_words
+from tarragon_hpc.generate.progress import Progress
 from tarragon_hpc.generate.report import Tally
 
 USAGE = {"usage": {"prompt_tokens": 3, "completion_tokens": 10}}
@@ -44,12 +44,6 @@ def test_refused_and_failed_are_told_and_nothing_is_left_in_the_end():
     progress.add(Outcome("b", 500, {}), 2.0)
     assert progress.line(3.0, 3.0) == "batch: 2 of 2 done, 0 tokens/s, 1 refused, 1 failed"
     assert progress.plain(3.0, 3.0)["eta_s"] == 0.0
-
-
-def test_times_in_words():
-    assert [in_words(s) for s in (3, 89, 90, 3600, 11100)] == [
-        "3 s", "89 s", "2 min", "60 min", "3 h 5 min",
-    ]  # fmt: skip
 
 
 def test_the_report_says_what_a_batch_came_to(tmp_path):

@@ -5,7 +5,13 @@ import socket
 import pytest
 
 from tarragon_hpc.errors import ClusterError, ConfigError
-from tarragon_hpc.transport.interfaces import Interface, data_address, read_interfaces, resolve
+from tarragon_hpc.transport.interfaces import (
+    Interface,
+    data_address,
+    reachable_address,
+    read_interfaces,
+    resolve,
+)
 
 NODE = [
     Interface("lo", ("127.0.0.1", "::1"), True),
@@ -77,3 +83,24 @@ def test_the_default_is_the_address_that_the_head_sees():
 def test_no_way_to_the_head_is_told():
     with pytest.raises(ClusterError, match=r"no way to the head at 255\.255\.255\.255: "):
         data_address(None, "255.255.255.255")
+
+
+LO = Interface("lo", ("127.0.0.1", "::1"), up=True)
+ETH = Interface("eth0", ("10.0.0.5",), up=True)
+IB = Interface("ib0", ("10.1.0.5",), up=True)
+OFF = Interface("eth1", ("10.2.0.5",), up=False)
+
+
+@pytest.mark.parametrize(
+    ("named", "interfaces", "address"),
+    [
+        (["10.1.0.5"], [LO, ETH, IB], "10.1.0.5"),
+        (["127.0.1.1", "10.1.0.5"], [LO, ETH, IB], "10.1.0.5"),
+        (["127.0.1.1"], [LO, ETH, IB], "10.0.0.5"),
+        (["192.0.2.1"], [LO, ETH], "10.0.0.5"),
+        (["10.2.0.5"], [LO, OFF, ETH], "10.0.0.5"),
+        ([], [LO, OFF], "127.0.0.1"),
+    ],
+)
+def test_an_address_that_other_nodes_can_reach(named, interfaces, address):
+    assert reachable_address(named, interfaces) == address

@@ -27,6 +27,7 @@ TIME_LIMIT = (
          f"exit status {EXIT_FENCED} (it was fenced)"),
         (0, "", "ended with status 0"),
         (137, CANCELLED, "its step was cancelled"),
+        (3, CANCELLED.replace("Killed", "Exited with exit code 3"), "exit status 3"),
         (137, TIME_LIMIT, "its step was cancelled (time limit)"),
     ],
 )  # fmt: skip

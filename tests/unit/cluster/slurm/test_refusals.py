@@ -57,7 +57,7 @@ def config(**slurm):
         (
             {"nodes": {"gpus_per_node": 8, "gpu_type": "h100", "partition": "gpu"}},
             f"{FAILED}Requested node configuration is not available",
-            "cluster.slurm: nodes: 1 nodes with 8 x 4 CPUs and 8 GPUs (h100), partition gpu: Slurm"
+            "cluster.slurm.nodes: 1 nodes with 8 x 4 CPUs and 8 GPUs (h100), partition gpu: Slurm"
             " says: Requested node configuration is not available",
         ),
         (

@@ -197,3 +197,11 @@ def test_slurm_replaces_nothing_in_the_name_of_a_log():
 def test_a_time_without_quotes_is_not_taken_for_minutes():
     with pytest.raises(ConfigError, match=r"cluster\.slurm\.time: 86400: must be in quotes"):
         config(time=86400)
+
+
+def test_the_signal_before_the_end_comes_after_the_begin():
+    with pytest.raises(
+        ConfigError, match=r"cluster\.slurm\.signal_s: 180: too long for jobs of 3:00"
+    ):
+        config(time="3:00")
+    assert config(time="4:00").cluster.slurm.signal_s == 180

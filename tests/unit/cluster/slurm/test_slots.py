@@ -85,6 +85,12 @@ def test_a_replacement_prefers_a_warm_spare_on_another_node(single):
     assert "the same node as before, n0" in choice.reason
 
 
+def test_an_ew_does_not_wait_for_the_imports_of_an_aw(single):
+    slots = single.spoil("n2", "x").take(Slot(0, "n0", 0), "spare0", Use.LOADING)
+    assert choose(slots, "aw0").spare == "spare0"
+    assert choose(slots, "ew0")[:2] == (Slot(0, "n0", 1), "")
+
+
 def test_who_must_be_started_afresh_leaves_the_spares_alone(single):
     slots = single.take(Slot(0, "n0", 0), "spare0", Use.WARM)
     assert choose(slots, "aw0", warm=False)[:2] == (Slot(0, "n0", 1), "")
