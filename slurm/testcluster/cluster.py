@@ -15,6 +15,7 @@ import contextlib
 import getpass
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -215,9 +216,22 @@ class Cluster:
         self.kill_slurmd(node)
         processes.kill_all(lambda: processes.descendants(self._daemons_of(node)))
 
-    def start_slurmd(self, node: str) -> None:
-        """Start a node's slurmd, or start it again."""
-        self._daemon("slurmd", "-f", str(self.conf), "-N", node)
+    def start_slurmd(self, node: str, *, without: Path | None = None) -> None:
+        """Start a node's slurmd, or start it again. without: a directory of which that node sees
+        another one, which is empty.
+        """
+        arguments = ["-f", str(self.conf), "-N", node]
+        if without is None:
+            self._daemon("slurmd", *arguments)
+            return
+        me = (
+            []
+            if os.getuid() == 0
+            else ["-U", f"--map-user={os.getuid()}", f"--map-group={os.getgid()}"]
+        )
+        inner = shlex.join(["unshare", *me, str(_program("slurmd")), *arguments])
+        script = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {inner}"
+        self._daemon("unshare", "-m" if os.getuid() == 0 else "-Urm", "sh", "-c", script)
 
     def drain(self, node: str) -> None:
         """Nothing new starts there."""
@@ -253,6 +267,7 @@ class Cluster:
 
     def _write(self, owner: int | None) -> None:
         for folder in ("spool", "state", "log"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)  # of one that was here before
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         ports = registry.enter(self.name, self.root, 1 + len(NODES), owner=owner)
         (self.root / "name").write_text(self.name)
