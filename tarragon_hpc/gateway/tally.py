@@ -35,9 +35,6 @@ class Notebook(Protocol):
     def ended(self, request: str, error: TarragonError | None) -> None:
         """A sequence ended by an error, or (None) at a stop string."""
 
-    def close(self) -> None:
-        """Nothing is written down any more: another head goes on with what has not ended."""
-
 
 @dataclass(slots=True)
 class Tally:

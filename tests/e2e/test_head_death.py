@@ -54,10 +54,14 @@ def run(tiny_models, tmp_path):
     one.close()
 
 
+def pids(workers):
+    return {w["id"]: w["pid"] for w in workers}
+
+
 def test_streams_over_two_heads(run):
     async def scenario() -> None:
         endpoint = await run.next()
-        before = run.status()["workers"]
+        before = (await asyncio.to_thread(run.status))["workers"]
         clients = [
             Client(run, name, "completions", COMMON | body) for name, body in STREAMS.items()
         ]
@@ -69,8 +73,8 @@ def test_streams_over_two_heads(run):
         assert not any(task.done() for task in reading)
         endpoint = await run.next()
         await asyncio.gather(*reading)
-        pids = {w["id"]: w["pid"] for w in before}
-        assert {w["id"]: w["pid"] for w in run.status()["workers"]} == pids, "not re-adopted"
+        after = await asyncio.to_thread(run.status)
+        assert pids(after["workers"]) == pids(before), "not re-adopted"
         async with httpx.AsyncClient(timeout=120) as http:
             for client in clients:
                 assert client.broken
@@ -85,7 +89,7 @@ def test_streams_over_two_heads(run):
                     whole = (await http.post(f"{endpoint}/completions", json=body)).json()
                     got = {c["index"]: c["token_ids"] for c in whole["choices"]}
                     assert client.tokens() == got
-        requests = run.status()["requests"]
+        requests = after["requests"]
         assert requests["restored"] + requests["recomputed"] == 7
         assert requests["restored"] > 0, "no KV came from the store"
 

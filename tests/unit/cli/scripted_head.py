@@ -23,7 +23,7 @@ DELAY_S = float(sys.argv[2])
 
 
 async def run_service(
-    config: Any, *, run: Path, on_ready: Any, stop: Any, work: Any, more: Any, on_handover: Any
+    config: Any, *, run: Path, on_ready: Any, work: Any, more: Any, on_handover: Any, **_: Any
 ) -> int:
     leaving = asyncio.Event()
 
