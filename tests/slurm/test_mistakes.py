@@ -60,17 +60,15 @@ def test_what_slurm_refuses(submit, tmp_path, slurm, key, slurms):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_slurm_takes_and_never_starts(cluster, submit, tmp_path):
-    done = submit({"nodes": {"nodes": 40}})
-    try:
-        assert done.returncode == 0, done.stderr
-        wait(lambda: "Partition" in _reasons(cluster), 10, "Slurm's reason")
-        told = tarragon(cluster, "status", str(tmp_path / "run")).stdout
-        assert "pending" in told
-        assert "it will not start" in " ".join(told.split())
-    finally:
-        cluster.cancel(*cluster.jobs())
-        wait(lambda: not cluster.jobs(), 10, "no jobs")
+@pytest.mark.parametrize("nodes", [{"nodes": 40}, {"cpus_per_slot": 60}])
+def test_what_slurm_takes_and_would_never_start(submit, tmp_path, nodes):
+    """Such a job waits for ever: it is taken back, and nobody has to find out."""
+    done = submit({"nodes": nodes})
+    told = line(done)
+    assert done.returncode == 2, told
+    assert "cluster.slurm.nodes: " in told
+    assert "node configuration is not available" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_fragile_hetjob(submit):
@@ -133,10 +131,6 @@ def test_a_job_that_is_cancelled_while_it_waits(cluster, submit, tmp_path):
     assert "CANCELLED" in err or "cancelled" in err
     assert job in err, last
     assert "Traceback" not in err
-
-
-def _reasons(cluster):
-    return cluster.call("squeue", "-h", "-o", "%r")
 
 
 def _start(cluster, tmp_path, submit):
