@@ -61,6 +61,17 @@ def test_what_slurm_refuses(submit, tmp_path, slurm, key, slurms):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("nodes", [{"nodes": 40}, {"cpus_per_slot": 60}])
+def test_what_slurm_takes_and_would_never_start(submit, tmp_path, nodes):
+    """Such a job waits for ever: it is taken back, and nobody has to find out."""
+    done = submit({"nodes": nodes})
+    told = line(done)
+    assert done.returncode == 2, told
+    assert "cluster.slurm.nodes: " in told
+    assert "node configuration is not available" in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_fragile_hetjob(submit):
     done = submit({"topology": "hetjob", "head_nodes": {"nodes": 1}})
     assert done.returncode == 2
