@@ -17,8 +17,8 @@ from tests.slurm.test_failures import batch_host
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-LENGTHS = [1, 30]
-NEW_TOKENS = 60
+LENGTHS = [1, 90, 7, 30, 55, 12]
+NEW_TOKENS = 120
 
 
 @pytest.fixture
@@ -49,12 +49,13 @@ def test_the_heads_node_fails_and_a_login_node_takes_over(run, cluster, tiny_mod
     clients = [Resumable(run, prompt, NEW_TOKENS, 150) for prompt in people.prompts]
     for client in clients:
         client.start()
-    wait(lambda: all(len(c.tokens) > 4 for c in clients), 60, "streams", every_s=0.02)
+    wait(lambda: all(c.tokens for c in clients), 60, "streams", every_s=0.02)
     cluster.fail_node(host)
     for client in clients:
         client.join()
     assert {c.problem for c in clients} == {None}
     assert [c.tokens for c in clients] == people.expected
+    wait(lambda: read_head(run.run_dir).incarnation > 1, 90, "the standby's turn")
     second = read_head(run.run_dir)
     assert (second.incarnation, second.pid != first.pid) == (2, True)
     people.whole()
