@@ -46,7 +46,6 @@ def line(done):
     [
         ({"nodes": {"partition": "gpus"}}, "cluster.slurm.nodes.partition", "invalid partition"),
         ({"nodes": {"gpus_per_node": 3}}, "cluster.slurm.nodes", "node configuration"),
-        ({"nodes": {"nodes": 40}}, "cluster.slurm.nodes", "node configuration"),
         ({"nodes": {"memory": "900G"}}, "cluster.slurm.nodes.memory", "memory"),
         ({"nodes": {"constraint": "a100"}}, "cluster.slurm.nodes.constraint", "feature"),
         ({"directives": {"nonsense": 1}}, "cluster.slurm.directives", "nonsense"),
