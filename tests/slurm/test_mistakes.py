@@ -46,6 +46,7 @@ def line(done):
     [
         ({"nodes": {"partition": "gpus"}}, "cluster.slurm.nodes.partition", "invalid partition"),
         ({"nodes": {"gpus_per_node": 3}}, "cluster.slurm.nodes", "node configuration"),
+        ({"nodes": {"nodes": 40}}, "cluster.slurm.nodes", "node configuration"),
         ({"nodes": {"memory": "900G"}}, "cluster.slurm.nodes.memory", "memory"),
         ({"nodes": {"constraint": "a100"}}, "cluster.slurm.nodes.constraint", "feature"),
         ({"directives": {"nonsense": 1}}, "cluster.slurm.directives", "nonsense"),
@@ -102,14 +103,20 @@ def test_a_run_directory_that_cannot_be_written(submit, tmp_path):
     assert str(file) in line(done)
 
 
-def test_a_run_directory_that_the_nodes_do_not_share(submit, tmp_path):
-    """A directory that is there on the login node only: what the job sees is that it is gone."""
-    done = submit({"prologue": f"mv {tmp_path}/run {tmp_path}/elsewhere"}, "--wait")
-    told = done.stderr
-    print(told)
-    assert done.returncode in (2, 3), told
-    assert "Traceback" not in told
-    assert "run" in told
+def test_a_run_directory_that_the_nodes_do_not_share(cluster, submit, tmp_path):
+    nodes = ("n0", "n1", "n2", "n3")
+    for node in nodes:
+        cluster.kill_slurmd(node)
+        cluster.start_slurmd(node, without=tmp_path)
+    try:
+        done = submit({}, "--wait")
+    finally:
+        for node in nodes:
+            cluster.kill_slurmd(node)
+            cluster.start_slurmd(node)
+    assert done.returncode == 3, done.stderr
+    assert "filesystem that all nodes share" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_job_that_is_cancelled_while_it_waits(cluster, submit, tmp_path):
