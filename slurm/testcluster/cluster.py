@@ -129,8 +129,11 @@ class Cluster(Commands):
 
     def fail_node(self, node: str) -> None:
         """A node loses power: slurmd, steps and all their processes at once."""
+        # None may see another's end: an srun's shepherd would have its step ended elsewhere.
+        processes.stop_all(lambda: processes.descendants(self._daemons_of(node)))
+        found = processes.descendants(self._daemons_of(node))
         self.kill_slurmd(node)
-        processes.kill_all(lambda: processes.descendants(self._daemons_of(node)))
+        processes.kill_all(lambda: processes.alive(found))
 
     def start_slurmd(self, node: str, *, without: Path | None = None) -> None:
         """Start a node's slurmd, or start it again. without: a directory of which that node sees

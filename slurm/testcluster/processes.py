@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -66,6 +67,21 @@ def holders(path: Path) -> set[int]:
 def with_environment(setting: str) -> set[int]:
     """Processes that were started with a certain NAME=value."""
     return {pid for pid in parents() if setting in _words(pid, "environ")}
+
+
+def alive(pids: Iterable[int]) -> set[int]:
+    """Those of them that live."""
+    return set(pids) & parents().keys()
+
+
+def stop_all(find: Callable[[], set[int]]) -> None:
+    """SIGSTOP whatever is found, until nothing more is. Never this process, nor those above it."""
+    stopped = {1, *_above(os.getpid())}
+    while new := find() - stopped:
+        for pid in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= new
 
 
 def kill_all(find: Callable[[], set[int]], *, limit_s: float = 20.0) -> None:

@@ -121,6 +121,7 @@ def head(
     patience: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="For others to become it first.")
     ] = 5.0,
+    log: Annotated[Path | None, typer.Option(help="Append what it says to this file.")] = None,
 ) -> None:
     """Be the head of a run that was prepared by `serve` or `generate`; for job scripts."""
     from tarragon_hpc.errors import UserError
@@ -132,6 +133,10 @@ def head(
 
         if not (child or standby):
             raise typer.Exit(run_head(str(run)))
+        if log is not None:
+            from tarragon_hpc.cluster.entry import write_to
+
+            write_to(log)
         parent = os.getppid() if child else None
         raise typer.Exit(be_head(str(run), standby=standby, patience_s=patience, parent=parent))
     from tarragon_hpc.cli.batch import make_work

@@ -106,8 +106,14 @@ def chores(
     if config.cluster.backend == "local":
         return
     if left:
-        gone = orchestrator.reported_gone
-        yield look_for(left, own_job(run_dir), lambda: orchestrator.state, gone)
+        steps = launcher.steps if isinstance(launcher, SlurmLauncher) else None
+        yield look_for(
+            left,
+            own_job(run_dir),
+            lambda: orchestrator.state,
+            orchestrator.reported_gone,
+            lambda node: steps is None or steps.allocation.has(node),
+        )
     if slurm.standby_head:
         yield StandbyKeeper(
             run_dir,

@@ -61,9 +61,14 @@ def plan(state: State, now: float, policy: Policy) -> list[Action]:
 
 
 def _begin(state: State, now: float, policy: Policy) -> list[Action]:
-    """A run that starts: all of it, or nothing."""
+    """A run that starts: all of it, or nothing. If the head has changed meanwhile, some may have
+    died with it, which proves nothing: then the dead are replaced as in a run that serves.
+    """
     actions: list[Action] = [*hand_over(state, now, policy)]
     actions = actions or [*_give_up(state, now, policy)]
+    if not actions and state.changed:
+        first = state.epoch == 0 or state.reviving
+        return _revive(state, now, policy) if first else _heal(state, now, policy)
     if not actions:
         actions += [*_fence(state, now, policy), *_start(state), *_greet(state)]
         actions += [*send_stores(state), *_route(state)]
@@ -113,7 +118,7 @@ def _give_up(state: State, now: float, policy: Policy) -> Iterator[GiveUp]:
     if state.phase is not RunPhase.STARTING:
         return
     workers = state.workers.values()
-    for worker in workers:
+    for worker in () if state.changed else workers:
         if accounted_for(worker, now, policy):
             how = worker.exit or worker.reason
             yield GiveUp(f"{worker.worker} died during the start: {how}")
@@ -186,7 +191,7 @@ def _replace(state: State, now: float, policy: Policy) -> Iterator[Start | Aband
     if not any(w.phase is Phase.SERVING for w in state.of(Role.AW)):
         needed.add(Role.AW)
     for worker in state.workers.values():
-        if state.phase is RunPhase.RUNNING or worker.role in needed:
+        if state.phase is not RunPhase.DRAINING or worker.role in needed:
             action = replace(worker, state, now, policy)
             if action is not None:
                 yield action

@@ -99,8 +99,17 @@ def tarragon(
 
 
 @contextmanager
-def serving(cluster: Cluster, config: Mapping[str, Any], directory: Path) -> Iterator[Run]:
-    """`tarragon serve --wait`; stopped in good order at the end, after which nothing is left."""
+def serving(
+    cluster: Cluster,
+    config: Mapping[str, Any],
+    directory: Path,
+    *,
+    state: str | None = "COMPLETED",
+) -> Iterator[Run]:
+    """`tarragon serve --wait`; stopped in good order at the end, after which nothing is left.
+
+    state: of its last job then; None: any.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
@@ -112,7 +121,7 @@ def serving(cluster: Cluster, config: Mapping[str, Any], directory: Path) -> Ite
         yield run
         run.tell("stop")
         wait(lambda: not cluster.jobs(), 15, "the end of the run's jobs")
-        assert cluster.state(run.jobs[-1]) == "COMPLETED"
+        assert state is None or cluster.state(run.jobs[-1]) == state
     finally:
         if left := cluster.jobs():
             cluster.cancel(*left)

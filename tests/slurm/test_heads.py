@@ -17,8 +17,8 @@ from tests.slurm.test_failures import batch_host
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-LENGTHS = [1, 30]
-NEW_TOKENS = 60
+LENGTHS = [1, 90, 7, 30, 55, 12]
+NEW_TOKENS = 120
 
 
 @pytest.fixture
@@ -28,7 +28,8 @@ def run(cluster, tiny_models, tmp_path):
         cluster={"head_lease_s": 60, "slurm": {"spares": 2, "warm_spares": False}},
         gateway={"resume_s": 120},
     )
-    with serving(cluster, config, tmp_path) as run:
+    # Its batch process dies with its node; somebody has to end the job then.
+    with serving(cluster, config, tmp_path, state=None) as run:
         yield run
     cluster.heal()
 
@@ -43,18 +44,23 @@ def test_the_heads_node_fails_and_a_login_node_takes_over(run, cluster, tiny_mod
     assert "is there; --force takes the run away from it" in refused.stderr
     first = read_head(run.run_dir)
     host = batch_host(cluster, run.job)
+    elsewhere = {w["id"] for w in people.workers() if cluster.where(w["step"]) != host}
+    assert elsewhere
     clients = [Resumable(run, prompt, NEW_TOKENS, 150) for prompt in people.prompts]
     for client in clients:
         client.start()
-    wait(lambda: all(len(c.tokens) > 4 for c in clients), 60, "streams", every_s=0.02)
+    wait(lambda: all(c.tokens for c in clients), 60, "streams", every_s=0.02)
     cluster.fail_node(host)
     for client in clients:
         client.join()
     assert {c.problem for c in clients} == {None}
     assert [c.tokens for c in clients] == people.expected
+    wait(lambda: read_head(run.run_dir).incarnation > 1, 90, "the standby's turn")
     second = read_head(run.run_dir)
     assert (second.incarnation, second.pid != first.pid) == (2, True)
     people.whole()
+    stayed = {w["id"] for w in people.workers() if w["incarnation"] == 1}
+    assert stayed == elsewhere, "not re-adopted, or not replaced"
     attached = subprocess.Popen(
         [*COMMAND, "attach", str(run.run_dir), "--force"],
         env=cluster.environment, stdout=subprocess.PIPE, text=True,

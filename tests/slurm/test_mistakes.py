@@ -46,7 +46,6 @@ def line(done):
     [
         ({"nodes": {"partition": "gpus"}}, "cluster.slurm.nodes.partition", "invalid partition"),
         ({"nodes": {"gpus_per_node": 3}}, "cluster.slurm.nodes", "node configuration"),
-        ({"nodes": {"nodes": 40}}, "cluster.slurm.nodes", "node configuration"),
         ({"nodes": {"memory": "900G"}}, "cluster.slurm.nodes.memory", "memory"),
         ({"nodes": {"constraint": "a100"}}, "cluster.slurm.nodes.constraint", "feature"),
         ({"directives": {"nonsense": 1}}, "cluster.slurm.directives", "nonsense"),
@@ -58,6 +57,17 @@ def test_what_slurm_refuses(submit, tmp_path, slurm, key, slurms):
     assert done.returncode == 2, told
     assert key in told
     assert slurms in told.lower()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("nodes", [{"nodes": 40}, {"cpus_per_slot": 60}])
+def test_what_slurm_takes_and_would_never_start(submit, tmp_path, nodes):
+    """Such a job waits for ever: it is taken back, and nobody has to find out."""
+    done = submit({"nodes": nodes})
+    told = line(done)
+    assert done.returncode == 2, told
+    assert "cluster.slurm.nodes: " in told
+    assert "node configuration is not available" in told
     assert not (tmp_path / "run").exists()
 
 

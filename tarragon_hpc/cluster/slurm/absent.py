@@ -43,8 +43,11 @@ async def look_for(
     own_job: str,
     state: Callable[[], State],
     gone: Callable[[Incarnation, str], None],
+    allocated: Callable[[str], bool],
 ) -> None:
-    """Ask Slurm for the steps of the workers that are awaited, until none is."""
+    """Ask Slurm for the steps of the workers that are awaited, until none is. allocated: whether
+    a node still belongs to this head's job.
+    """
     pause = _FIRST_S
     while True:
         await asyncio.sleep(pause)
@@ -53,6 +56,9 @@ async def look_for(
         left = [p for p in places if awaited.get(p.who.worker) == p.who.number and not p.job]
         if not left:
             return
+        for place in left:
+            if place.step.partition(".")[0] == own_job and place.node and not allocated(place.node):
+                gone(place.who, f"Slurm has taken its node {place.node} out of job {own_job}")
         by_job: dict[str, list[Place]] = {}
         for place in left:
             by_job.setdefault(place.step.partition(".")[0] or own_job, []).append(place)

@@ -43,8 +43,10 @@ def place_for(allocation: Allocation, own: str, avoid: Collection[str]) -> tuple
 
 
 def command(run_dir: Path) -> list[str]:
-    """What a standby runs."""
-    return [sys.executable, "-m", "tarragon_hpc.cli", "head", str(run_dir), "--standby"]
+    """What a standby runs. It writes its log itself: its srun may die with the head's node."""
+    log_file = str(run_dir / "logs" / f"{NAME}.log")
+    words = ["-m", "tarragon_hpc.cli", "head", str(run_dir), "--standby", "--log", log_file]
+    return [sys.executable, *words]
 
 
 class StandbyKeeper:
@@ -98,7 +100,7 @@ class StandbyKeeper:
             return
         argv = side_step(allocation, *place, NAME, command(self._run_dir), slurm=self._slurm)
         env = step_environment(plain_environment(), {})
-        said = self._run_dir / "logs" / f"{NAME}.log"
+        said = self._run_dir / "logs" / f"{NAME}.srun"
         self._process, pidfd = start_free(argv, env, said, pipes=False)
         asyncio.get_running_loop().add_reader(pidfd, _collect, self._process, pidfd)
         log.info("a standby head is started on %s", place[1])

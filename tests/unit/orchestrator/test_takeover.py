@@ -190,6 +190,30 @@ def test_a_handed_over_run_is_revived_with_all_places_filled_anew(scenario, ran)
     assert all(w.restarts == () for w in scenario.state.workers.values())
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_who_died_with_the_head_during_the_start_is_replaced(scenario, published):
+    """Else it would be a sign that the run cannot start."""
+    scenario.started().registered().loading().ready()
+    if published:
+        scenario.published()
+    change(scenario)
+    assert scenario.state.phase is RunPhase.STARTING
+    for worker in ("aw0", "ew0", "ew1"):
+        scenario.happen(ev.WorkerExited, worker, 1, "killed by SIGKILL")
+    table = [[]] * 4
+    if published:
+        actions = plan(scenario.state, scenario.now, POLICY)
+        (publish,) = [a for a in actions if isinstance(a, ac.Publish)]
+        scenario.happen(ev.TablePublished, 2, table)
+    starts = [a for a in plan(scenario.state, scenario.now, POLICY) if isinstance(a, ac.Start)]
+    assert [(a.worker, a.incarnation) for a in starts] == [("aw0", 3), ("ew0", 3), ("ew1", 3)]
+    late = scenario.state.since + POLICY.start_timeout_s + 1
+    for worker in ("aw0", "ew0", "ew1"):
+        scenario.happen(ev.WorkerStarted, worker, 3, 100)
+    kinds = {type(a) for a in plan(scenario.state, late, POLICY)}
+    assert kinds <= {ac.Condemn, ac.GiveUp}
+
+
 def test_without_handover_an_end_is_an_end(scenario):
     scenario.running()
     scenario.happen(ev.StopBegan, "asked", False)
