@@ -73,12 +73,16 @@ def replaced(people, name, before):
 
     people.until(done, 120)
     people.whole()
-    (took,) = [
-        story["seconds"]["restored"]
-        for story in people.service.status()["failures"]
-        if (story["worker"], story["incarnation"]) == (name, before["incarnation"])
-    ]
-    return took
+
+    def restored():
+        """A successor that serves may not be used yet."""
+        for story in people.service.status()["failures"]:
+            if (story["worker"], story["incarnation"]) == (name, before["incarnation"]):
+                return story["seconds"].get("restored")
+        return None
+
+    wait(restored, 20, f"{name}: capacity restored")
+    return restored()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from slurm.testcluster.cluster import wait
 from tests.slurm.service import Run, config_for, tarragon
 from tests.slurm.test_failures import batch_host
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 REQUESTS = 500
 NEW_TOKENS = 35

@@ -53,9 +53,10 @@ def test_a_site_by_yaml_alone(site, clusters, tiny_models, tmp_path):
             node = cluster.step(run.job, "aw0.1").node
         # The node is not to be used again, as far as the run knows.
         people.check((decoding(5), lambda: cluster.fail_node(node)))
-        replaced(
-            people, before["id"], before, within_s=NEW_JOB_S if before["id"] == "ew0" else None
-        )
+        took = replaced(people, before["id"], before)
+        print(f"{before['id']}: a job of its own serves after {took} s")
+        if before["id"] == "ew0":  # an AW takes longer than that where two cores do everything
+            assert took <= NEW_JOB_S
         assert len(cluster.jobs()) == 2
         people.check()
     cluster.heal()
