@@ -8,8 +8,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 DEMO := demo-out
 
-.PHONY: help install native demo test test-rdma check stress stress-ew stress-aw stress-cs fuzz \
-  format clean
+.PHONY: help install native demo test test-rdma test-slurm check stress stress-ew stress-aw \
+  stress-cs fuzz format clean
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -54,6 +54,9 @@ test: install  ## everything: lint, types, layout, unit and end-to-end tests
 
 test-rdma: install  ## only what runs in a virtual machine: RDMA, TCP over a slow wire
 	$(BIN)/python -m pytest tests/rdma
+
+test-slurm: install  ## only what runs on a Slurm of six nodes on this machine
+	$(BIN)/python -m pytest tests/slurm
 
 check: install  ## lint, types and layout only
 	$(BIN)/python -m pytest -q tests/test_lint.py tests/test_layout.py tests/test_configs.py

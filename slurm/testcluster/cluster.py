@@ -15,13 +15,13 @@ import contextlib
 import getpass
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from slurm.testcluster import processes, registry, template
+from slurm.testcluster.commands import Commands
 from slurm.testcluster.template import NODES, Settings
 
 if TYPE_CHECKING:
@@ -38,36 +39,20 @@ _NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol
 _LONGEST_SOCKET = 100
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step that runs: its id J.S, its name, and where."""
-
-    id: str
-    name: str
-    node: str
-
-
 def missing() -> str | None:
     """Why there can be no cluster here; None if there can."""
     gone = [name for name in _NEEDS if _program(name) is None]
     return f"not installed: {', '.join(gone)} (Debian: slurm-wlm, munge)" if gone else None
 
 
-class Cluster:
+class Cluster(Commands):
     """A cluster and what may befall it. `root` is its directory; one that runs is opened so too."""
 
     def __init__(self, root: Path, settings: Settings = template.VARIANTS["default"]) -> None:
-        self.root = root.resolve()
+        super().__init__(root)
         self.settings = settings
-        self.conf = self.root / "slurm.conf"
         known = self.root / "name"
         self.name = known.read_text() if known.exists() else f"tt{secrets.token_hex(4)}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """For commands that are to use this cluster."""
-        kept = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "SBATCH_"))}
-        return {**kept, "SLURM_CONF": str(self.conf)}
 
     # the way up and down
 
@@ -110,70 +95,7 @@ class Cluster:
         nodes = {pid for node in NODES for pid in self._daemons_of(node)}
         return daemons | processes.descendants(nodes | tasks | clients)
 
-    # what it says
-
-    def call(self, *command: str, given: str | None = None) -> str:
-        """Output of one of Slurm's commands. Raises RuntimeError with its words."""
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            input=given,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=self.root,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
-        return done.stdout
-
-    def submit(self, script: str, *flags: str) -> str:
-        """sbatch of a shell script; the job's id."""
-        text = script if script.startswith("#!") else f"#!/bin/sh\n{script}\n"
-        flags = (f"--output={self.root}/log/job-%j.out", *flags)
-        return self.call("sbatch", "--parsable", *flags, given=text).split(";")[0].strip()
-
-    def output(self, job: str) -> str:
-        """What a job of `submit` has printed."""
-        path = self.root / "log" / f"job-{job}.out"
-        return path.read_text() if path.exists() else ""
-
-    def state(self, job: str) -> str:
-        """Slurm's word for a job's state; GONE if it is forgotten."""
-        try:
-            words = self.call("squeue", "-h", "-t", "all", "-o", "%T", "-j", job).split()
-        except RuntimeError as error:
-            if "Invalid job id" in str(error):
-                return "GONE"
-            raise
-        return words[0] if words else "GONE"
-
-    def jobs(self) -> list[str]:
-        """Ids of all jobs that are not over."""
-        return self.call("squeue", "-h", "-o", "%A").split()
-
-    def nodes(self) -> dict[str, str]:
-        """States by node: idle, mix, alloc, drain, drng, down* …"""
-        lines = self.call("sinfo", "-h", "-N", "-o", "%N %t").splitlines()
-        return dict(line.split() for line in lines)
-
-    def steps(self, job: str) -> list[Step]:
-        """The running steps of a job, without those of the batch script."""
-        lines = self.call("squeue", "-h", "-s", "-j", job, "-o", "%i|%j|%N").splitlines()
-        found = [Step(*line.split("|")) for line in lines]
-        return [step for step in found if step.id.rpartition(".")[2].isdigit()]
-
-    def step(self, job: str, name: str) -> Step:
-        """The running step of a name. Raises LookupError."""
-        return self._find(job, lambda step: step.name == name, name)
-
-    def named(self, step: str) -> str:
-        """The name of a running step J.S. Raises LookupError."""
-        return self._find(step.partition(".")[0], lambda found: found.id == step, step).name
-
-    def where(self, step: str) -> str:
-        """The node of a running step J.S. Raises LookupError."""
-        return self._find(step.partition(".")[0], lambda found: found.id == step, step).node
+    # what befalls it
 
     def tasks(self, step: str) -> set[int]:
         """Processes of a step J.S (or J.batch) on all its nodes."""
@@ -184,8 +106,6 @@ class Cluster:
             if "".join(processes.command(pid)[:1]).startswith(f"slurmstepd: [{step}]")
         }
         return processes.descendants(keepers) - keepers
-
-    # what befalls it
 
     def kill_tasks(self, step: str) -> None:
         """SIGKILL the processes of a step, and them only."""
@@ -215,9 +135,22 @@ class Cluster:
         self.kill_slurmd(node)
         processes.kill_all(lambda: processes.alive(found))
 
-    def start_slurmd(self, node: str) -> None:
-        """Start a node's slurmd, or start it again."""
-        self._daemon("slurmd", "-f", str(self.conf), "-N", node)
+    def start_slurmd(self, node: str, *, without: Path | None = None) -> None:
+        """Start a node's slurmd, or start it again. without: a directory of which that node sees
+        another one, which is empty.
+        """
+        arguments = ["-f", str(self.conf), "-N", node]
+        if without is None:
+            self._daemon("slurmd", *arguments)
+            return
+        me = (
+            []
+            if os.getuid() == 0
+            else ["-U", f"--map-user={os.getuid()}", f"--map-group={os.getgid()}"]
+        )
+        inner = shlex.join(["unshare", *me, str(_program("slurmd")), *arguments])
+        script = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {inner}"
+        self._daemon("unshare", "-m" if os.getuid() == 0 else "-Urm", "sh", "-c", script)
 
     def drain(self, node: str) -> None:
         """Nothing new starts there."""
@@ -244,15 +177,9 @@ class Cluster:
                     self.resume(node)
         wait(lambda: set(self.nodes().values()) == {"idle"}, 60, "all nodes idle")
 
-    def _find(self, job: str, wanted: Callable[[Step], bool], what: str) -> Step:
-        steps = self.steps(job)
-        for step in steps:
-            if wanted(step):
-                return step
-        raise LookupError(f"job {job} has no step {what}: {steps}")
-
     def _write(self, owner: int | None) -> None:
         for folder in ("spool", "state", "log"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)  # of one that was here before
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         ports = registry.enter(self.name, self.root, 1 + len(NODES), owner=owner)
         (self.root / "name").write_text(self.name)

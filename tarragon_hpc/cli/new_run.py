@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -11,9 +12,10 @@ import yaml
 
 from tarragon_hpc.cli.head import run_head
 from tarragon_hpc.cli.serve import read_config
-from tarragon_hpc.cluster.rendezvous import create_run
+from tarragon_hpc.cluster.rendezvous import LOGS, create_run
 from tarragon_hpc.cluster.slurm.checks import check, prepared
 from tarragon_hpc.cluster.slurm.jobs import HEAD, Job, record
+from tarragon_hpc.cluster.slurm.script import HEAD_LOG
 from tarragon_hpc.cluster.work import Work, write_work
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ConfigError, UserError
@@ -49,8 +51,17 @@ def new_run(
     path = create_run(config, run_dir)
     write_work(path, work)
     record(path, Job(job, HEAD, time.time()))
+    _lend_log(path)
     print(f"run {path.name}: job {job}; its files are in {path}", flush=True)
     return run_head(str(path))
+
+
+def _lend_log(run_dir: Path) -> None:
+    """What this job prints is the log of the run's heads, wherever it is."""
+    with contextlib.suppress(OSError):
+        printed = os.readlink("/proc/self/fd/1")
+        if os.path.isfile(printed):
+            os.symlink(printed, run_dir / LOGS / HEAD_LOG)
 
 
 def _read(source: Path | None, overrides: Sequence[str], site: str | None) -> Config:

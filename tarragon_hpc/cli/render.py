@@ -19,7 +19,6 @@ from tarragon_hpc.cluster.rendezvous import run_stem
 from tarragon_hpc.cluster.slurm.checks import check, prepared
 from tarragon_hpc.cluster.slurm.sbatch import PYTHON, would_run
 from tarragon_hpc.cluster.slurm.script import head_script
-from tarragon_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,12 +41,12 @@ def render(
     allow_fragile: bool,
 ) -> int:
     """Print the script, or what Slurm says of it; returns the exit status."""
-    config = read_config(path, overrides, site, allow_fragile=allow_fragile)
-    if config.cluster.backend != "slurm":
-        raise ConfigError("cluster.backend", "'local': there is no job to submit; set slurm")
-    config = prepared(config)
+    on_slurm = [*overrides, "cluster.backend=slurm"] if path or overrides else []
+    config = prepared(read_config(path, on_slurm, site, allow_fragile=allow_fragile))
     check(config)
     text = script(config, work)
+    if config.gateway.api_keys and not test_only:
+        print("note: the script holds gateway.api_keys", file=sys.stderr)
     print(would_run(text, config) if test_only else text, end="\n" if test_only else "")
     return 0
 
@@ -72,9 +71,3 @@ def _dump(config: Config) -> str:
     data.setdefault("gateway", {})["port"] = config.gateway.port
     text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     return text
-
-
-def warn_of_secrets(config: Config) -> None:
-    """A script is easily shown to others."""
-    if config.gateway.api_keys:
-        print("note: the script holds gateway.api_keys", file=sys.stderr)

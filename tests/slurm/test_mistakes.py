@@ -60,17 +60,15 @@ def test_what_slurm_refuses(submit, tmp_path, slurm, key, slurms):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_slurm_takes_and_never_starts(cluster, submit, tmp_path):
-    done = submit({"nodes": {"nodes": 40}})
-    try:
-        assert done.returncode == 0, done.stderr
-        wait(lambda: "Partition" in _reasons(cluster), 10, "Slurm's reason")
-        told = tarragon(cluster, "status", str(tmp_path / "run")).stdout
-        assert "pending" in told
-        assert "it will not start" in " ".join(told.split())
-    finally:
-        cluster.cancel(*cluster.jobs())
-        wait(lambda: not cluster.jobs(), 10, "no jobs")
+@pytest.mark.parametrize("nodes", [{"nodes": 40}, {"cpus_per_slot": 60}])
+def test_what_slurm_takes_and_would_never_start(submit, tmp_path, nodes):
+    """Such a job waits for ever: it is taken back, and nobody has to find out."""
+    done = submit({"nodes": nodes})
+    told = line(done)
+    assert done.returncode == 2, told
+    assert "cluster.slurm.nodes: " in told
+    assert "node configuration is not available" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_fragile_hetjob(submit):
@@ -104,14 +102,20 @@ def test_a_run_directory_that_cannot_be_written(submit, tmp_path):
     assert str(file) in line(done)
 
 
-def test_a_run_directory_that_the_nodes_do_not_share(submit, tmp_path):
-    """A directory that is there on the login node only: what the job sees is that it is gone."""
-    done = submit({"prologue": f"mv {tmp_path}/run {tmp_path}/elsewhere"}, "--wait")
-    told = done.stderr
-    print(told)
-    assert done.returncode in (2, 3), told
-    assert "Traceback" not in told
-    assert "run" in told
+def test_a_run_directory_that_the_nodes_do_not_share(cluster, submit, tmp_path):
+    nodes = ("n0", "n1", "n2", "n3")
+    for node in nodes:
+        cluster.kill_slurmd(node)
+        cluster.start_slurmd(node, without=tmp_path)
+    try:
+        done = submit({}, "--wait")
+    finally:
+        for node in nodes:
+            cluster.kill_slurmd(node)
+            cluster.start_slurmd(node)
+    assert done.returncode == 3, done.stderr
+    assert "filesystem that all nodes share" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_job_that_is_cancelled_while_it_waits(cluster, submit, tmp_path):
@@ -133,10 +137,6 @@ def test_a_job_that_is_cancelled_while_it_waits(cluster, submit, tmp_path):
     assert "CANCELLED" in err or "cancelled" in err
     assert job in err, last
     assert "Traceback" not in err
-
-
-def _reasons(cluster):
-    return cluster.call("squeue", "-h", "-o", "%r")
 
 
 def _start(cluster, tmp_path, submit):

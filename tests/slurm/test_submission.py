@@ -118,6 +118,7 @@ def test_nothing_is_left_of_a_refused_job(slurm, config, tmp_path):
     for slurm_config, key in (
         ({"nodes": {"partition": "nope"}}, "cluster.slurm.nodes.partition"),
         ({"nodes": {"nodes": 50}}, "cluster.slurm.nodes"),
+        ({"topology": "hetjob", "nodes": {"nodes": 3, "partition": "gpu"}}, "cluster.slurm.nodes"),
         ({"reservation": "nope"}, "cluster.slurm.reservation"),
         ({"directives": {"array": "1-9"}}, "cluster.slurm.directives.array"),
     ):
@@ -216,3 +217,22 @@ def test_a_head_by_hand(slurm, config, tmp_path):
     assert "ExitCode=2:0" in slurm.call("scontrol", "show", "job", "-o", out)
     told = (tmp_path / "log").read_text()
     assert told == "error: nowhere.yaml: No such file or directory\n"
+
+
+def test_the_recipe_for_batches(slurm, tiny_models, tmp_path):
+    """launch/generate.py as a user calls it: a job for each file."""
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file in files:
+        file.write_text('{"prompt": "x", "max_tokens": 1}\n')
+    site = tmp_path / "here.yaml"
+    run = {"run": {"root": str(tmp_path / "runs")}}
+    site.write_text(json.dumps({**HERE, **run}))
+    command = [sys.executable, "launch/generate.py", str(tiny_models("mixtral")), *map(str, files)]
+    command += ["--out", str(tmp_path / "out"), "--site", str(site)]
+    done = subprocess.run(command, text=True, capture_output=True, env=slurm.environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 requests, job ") == 2
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert [r.name[0] for r in runs] == ["a", "b"]
+    assert read_work(runs[0]) == Work("generate", str(files[0]), str(tmp_path / "out/a.jsonl"))
+    assert {j.job for r in runs for j in jobs_of(r)} <= set(slurm.jobs())

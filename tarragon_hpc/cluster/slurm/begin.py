@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.rendezvous import create_run
 from tarragon_hpc.cluster.slurm.checks import check
-from tarragon_hpc.cluster.slurm.sbatch import check_possible
-from tarragon_hpc.cluster.slurm.script import head_script
+from tarragon_hpc.cluster.slurm.sbatch import cancel, check_possible
 from tarragon_hpc.cluster.slurm.submit import submit_run
 from tarragon_hpc.cluster.work import Work, write_work
 
@@ -28,15 +27,21 @@ def begin(
     Raises UserError or ClusterError; then there is neither.
     """
     check(config)
-    check_possible(head_script(config, ["true"], job_name="tarragon", output="/dev/null"), config)
     theirs = run_dir is not None and run_dir.expanduser().exists()
     path = create_run(config, run_dir)
+    submitted = []
     try:
         write_work(path, work)
-        return path, submit_run(config, path, head)
+        job = submit_run(config, path, head)
+        submitted.append(job.job)
+        # Afterwards, since what is said against a submission says more.
+        check_possible(config)
     except BaseException:
+        if submitted:
+            cancel(*submitted)
         discard(path, keep_folder=theirs)
         raise
+    return path, job
 
 
 def discard(run_dir: Path, *, keep_folder: bool) -> None:

@@ -129,6 +129,8 @@ class StepLauncher:
             if slot is not None:
                 self.slots = self.slots.take(slot, str(who), Use.WORKER)
         self._workers[who] = Step(str(who), node, slot, self.allocation.listed_as, step)
+        if self._spares is not None:
+            self._spares.look_soon()
         return True
 
     def distrust(self, node: str, why: str) -> None:

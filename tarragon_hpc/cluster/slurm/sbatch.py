@@ -13,10 +13,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from tarragon_hpc.cluster.rendezvous import CONFIG
 from tarragon_hpc.cluster.slurm.commands import SlurmError, call
 from tarragon_hpc.cluster.slurm.jobs import HEAD, JOBS, Job, record
 from tarragon_hpc.cluster.slurm.refusals import explain, never
-from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script
+from tarragon_hpc.cluster.slurm.script import HEAD_LOG, as_pattern, head_script, probes
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -55,22 +56,31 @@ def would_run(script: str, config: Config) -> str:
     return "\n".join(line.removeprefix("sbatch: ") for line in said.splitlines() if line.strip())
 
 
-def check_possible(script: str, config: Config) -> None:
-    """Raises UserError if no node of the cluster will ever be as this script asks for, ClusterError
-    if Slurm cannot be asked. Any other doubt is left to the submission, and to the queue.
+def check_possible(config: Config) -> None:
+    """Raises UserError if no nodes of the cluster will ever be as this run asks for, although
+    Slurm takes its job. Any other doubt is left to the queue.
     """
-    try:
-        call(["sbatch", "--test-only"], given=script)
-    except SlurmError as error:
-        problem = explain(error.stderr, config)
-        if never(error.stderr) or isinstance(problem, ClusterError):
-            raise problem from None
+    for script in probes(config):
+        try:
+            call(["sbatch", "--test-only"], given=script)
+        except SlurmError as error:
+            if never(error.stderr):
+                raise explain(error.stderr, config) from None
 
 
 def run_script(config: Config, run_dir: Path, command: list[str], exports: str = "") -> str:
     """The script of a job that has a head of this run. Raises ConfigError."""
     log = as_pattern(run_dir / "logs" / HEAD_LOG)
-    return head_script(config, command, job_name=run_dir.name, output=log, exports=exports)
+    shared = _is_there(run_dir)
+    lines = f"{shared}\n{exports}" if exports else shared
+    return head_script(config, command, job_name=run_dir.name, output=log, exports=lines)
+
+
+def _is_there(run_dir: Path) -> str:
+    """A shell line that ends a job which does not see its run, before submitit waits for it."""
+    file = shlex.quote(str(run_dir / CONFIG))
+    problem = "is not there; run.root must be on a filesystem that all nodes mount"
+    return f'[ -f {file} ] || {{ echo "error: $(hostname): "{file}" {problem}" >&2; exit 2; }}'
 
 
 def submit_head(config: Config, run_dir: Path, *, number: int, after: str | None = None) -> Job:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,31 @@ def head_script(
     }
     blocks[0] = first | blocks[0]
     return _text(config.cluster.slurm, blocks, command, exports)
+
+
+def probes(config: Config) -> list[str]:
+    """Scripts to ask Slurm about, that run nothing: the job's own, and of plain jobs as large as
+    the components of a hetjob together that want the same nodes. No two of them share a node, but
+    Slurm looks at each alone, and would let the whole wait for ever. Raises ConfigError.
+    """
+    slurm, parts = config.cluster.slurm, components(config)
+    own = head_script(config, ["true"], job_name="tarragon", output="/dev/null")
+    if slurm.topology != "hetjob":
+        return [own]
+    alike: dict[tuple[str | None, str | None], list[Component]] = {}
+    for part in parts:
+        alike.setdefault((part.config.partition, part.config.constraint), []).append(part)
+    few = {"gpus_per_node": 0, "slots_per_node": 1, "cpus_per_slot": 1, "memory": None}
+    sums = [
+        replace(
+            group[0],
+            nodes=sum(part.nodes for part in group),
+            config=group[0].config.model_copy(update=few),
+        )
+        for group in alike.values()
+        if len(group) > 1
+    ]
+    return [own, *(_text(slurm, [_of_component(slurm, part)], ["true"]) for part in sums)]
 
 
 def worker_job(

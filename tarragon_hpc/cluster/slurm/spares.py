@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +19,7 @@ from tarragon_hpc.cluster.standby import READY, Assignment
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from tarragon_hpc.cluster.slurm.endings import Ending
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 # After a worker was started, and between looks whether all of them are there.
 _QUIET_S = 1.0
 # By then spares are started whether the others are there or not.
-_PATIENCE_S = 30.0
+_PATIENCE_S = 60.0
 _MOST_FAILURES = 3
+_FILE = re.compile(r"spare([0-9]{1,9})\.srun")
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,14 @@ class Owner(Protocol):
         """What it may become."""
 
 
+def unused(names: Iterable[str]) -> int:
+    """The first number after all those that have been used, by the files in the directory of logs:
+    an earlier head's spares may be workers now.
+    """
+    used = (_FILE.fullmatch(name) for name in names)
+    return max((int(match[1]) + 1 for match in used if match is not None), default=0)
+
+
 class Spares:
     """Spares by the names of their steps. All methods belong to the event loop's thread."""
 
@@ -63,7 +73,7 @@ class Spares:
         self._calm = calm
         self._spares: dict[str, Step] = {}
         self._warm: set[str] = set()
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(unused(os.listdir(owner.run_dir / "logs")))
         self._failures: Counter[Slot] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0

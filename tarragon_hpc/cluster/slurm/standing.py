@@ -37,6 +37,8 @@ _HINTS = {
     "JobHeldAdmin": "it is held by an administrator",
     "launch failed requeued held": "it could not be launched and is held: scontrol release JOB",
     "DependencyNeverSatisfied": "what it comes after did not end as asked: it will not start",
+    "JobLaunchFailure": "a node could not start it; is the run directory (run.root, --run-dir) on a"
+    " filesystem that all nodes share?",
     "NonZeroExitCode": "it ended with an error",
     "TimeLimit": "it reached its time limit",
     "NodeFail": "a node failed",

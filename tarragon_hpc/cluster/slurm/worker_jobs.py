@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.job_ends import Stage, Verdict, exit_words, judge
+from tarragon_hpc.cluster.slurm.own_job import OwnJob
 from tarragon_hpc.cluster.slurm.worker_submit import cancel, submit
 from tarragon_hpc.errors import ClusterError, UserError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
     from pathlib import Path
 
+    from tarragon_hpc.cluster.slurm.own_job import Told
     from tarragon_hpc.cluster.slurm.watch import QueueWatch
     from tarragon_hpc.cluster.spec import WorkerSpec
     from tarragon_hpc.config import Config
@@ -30,59 +31,12 @@ _AT_A_TIME = 4  # sbatch processes
 _FIRST_LOOK_S = 1.0
 _HURRY_S = 1.0
 _RETELL_S = 60.0
-_HURRIED_S = 15.0
+_GLANCE_S = 0.5
 _AGAIN_S = (2.0, 5.0, 10.0, 30.0)
 _CLOSE_S = 20.0
 _END_S = 3.0  # of a job that was killed on a node that is well
 
 log = logging.getLogger(__name__)
-
-
-class Told(Protocol):
-    """Who hears of workers' jobs, in the event loop."""
-
-    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
-        """The worker's job waits, for this reason; an empty one: it runs now."""
-
-    def ended(self, who: Incarnation, cause: str, nodes: tuple[str, ...]) -> None:
-        """Once each: the worker's job is over, or there is none; where it ran, if it did."""
-
-    def blamed(self, node: str, why: str) -> None:
-        """A node cannot be used."""
-
-    def doubtful(self) -> set[str]:
-        """Nodes that may be dead."""
-
-    def connected(self, who: Incarnation) -> bool:
-        """Whether the worker is there, by its own connection."""
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """job: its id, empty until Slurm has it. doomed: it is to end. hurry_until: until then somebody
-    waits for what becomes of it. said: what was last told of it. over: it is.
-    """
-
-    who: Incarnation
-    job: str = ""
-    doomed: bool = False
-    hurry_until: float = 0.0
-    said: tuple[str, str] | None = None
-    said_at: float = 0.0
-    nodes: tuple[str, ...] = ()
-    gives_way: str = ""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def urgent(self) -> bool:
-        """A job that hangs, as on a dead node, is no reason to ask Slurm ever and ever again."""
-        return time.monotonic() < self.hurry_until
-
-    def hurry(self) -> None:
-        """Look at once, and often for a while."""
-        self.hurry_until = time.monotonic() + _HURRIED_S
-        self.wake.set()
 
 
 class JobLauncher:
@@ -106,7 +60,7 @@ class JobLauncher:
         self._watch = watch
         self._told = told
         self._bad_nodes = bad_nodes
-        self._jobs: dict[Incarnation, _Job] = {}
+        self._jobs: dict[Incarnation, OwnJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_A_TIME)
 
@@ -115,13 +69,13 @@ class JobLauncher:
 
     def start(self, who: Incarnation) -> int | None:
         """Have a job submitted for a worker; its pid is known once it registers."""
-        self._jobs[who] = job = _Job(who)
+        self._jobs[who] = job = OwnJob(who)
         self._spawn(self._live(job))
         return None
 
     def adopt(self, who: Incarnation, job: str) -> None:
         """Take over a worker's job that an earlier head submitted."""
-        self._jobs[who] = known = _Job(who, job)
+        self._jobs[who] = known = OwnJob(who, job)
         self._spawn(self._live(known))
 
     def stop(self, who: Incarnation, grace_s: float) -> None:
@@ -182,7 +136,7 @@ class JobLauncher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _live(self, job: _Job) -> None:
+    async def _live(self, job: OwnJob) -> None:
         try:
             cause = "" if job.job else await self._submit(job)
             self._finish(job, cause or await self._follow(job))
@@ -190,14 +144,14 @@ class JobLauncher:
             log.exception("bug while following the job of %s", job.who)
             self._finish(job, "a bug in the head")
 
-    def _finish(self, job: _Job, cause: str) -> None:
+    def _finish(self, job: OwnJob, cause: str) -> None:
         if self._jobs.get(job.who) is job:
             del self._jobs[job.who]
             job.over.set()
             self._watch.forget(job.job)
             self._told.ended(job.who, job.gives_way or cause, job.nodes)
 
-    async def _submit(self, job: _Job) -> str:
+    async def _submit(self, job: OwnJob) -> str:
         """Returns why there is no job; nothing, if there is one. A Slurm that cannot be asked is
         waited for: that says nothing of the job.
         """
@@ -223,7 +177,7 @@ class JobLauncher:
             except ClusterError as error:
                 log.warning("%s: %s", job.who, error)
                 self._say(job, f"Slurm cannot be asked: {error}")
-                await self._pause(job, _AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
+                await job.pause(_AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
                 attempt += 1
         if not job.job:
             return "it was ended before it had a job"
@@ -246,10 +200,10 @@ class JobLauncher:
         left = (node for j in earlier if not j.over.is_set() for node in j.nodes)
         return frozenset(left) | self._told.doubtful()
 
-    async def _follow(self, job: _Job) -> str:
+    async def _follow(self, job: OwnJob) -> str:
         """Returns how the job ended."""
         missed = 0
-        await self._pause(job, _FIRST_LOOK_S)
+        await job.pause(_FIRST_LOOK_S)
         fresh = True
         while True:
             look = await self._watch.look([job.job], fresh=fresh or job.urgent)
@@ -267,9 +221,9 @@ class JobLauncher:
             if job.doomed and verdict.stage is not Stage.ENDING:
                 await cancel(job.job)  # again: the first may have come too early, or not at all
             fresh = False
-            await self._pause(job, _HURRY_S if job.urgent else self._watch.poll_s)
+            await self._rest(job)
 
-    async def _over(self, job: _Job, verdict: Verdict) -> str:
+    async def _over(self, job: OwnJob, verdict: Verdict) -> str:
         if "could not be launched" in verdict.reason:
             await cancel(job.job)
         if not verdict.exit_unknown:
@@ -280,7 +234,7 @@ class JobLauncher:
             return verdict.reason
         return exit_words(shown) or verdict.reason
 
-    def _say(self, job: _Job, reason: str, expected_start: str = "") -> None:
+    def _say(self, job: OwnJob, reason: str, expected_start: str = "") -> None:
         if job.said == (reason, expected_start) or self._jobs.get(job.who) is not job:
             return
         # The expected start moves at every look; what is told is written down for good.
@@ -289,11 +243,13 @@ class JobLauncher:
             job.said, job.said_at = (reason, expected_start), now
             self._told.queued(job.who, job.job, reason, expected_start)
 
-    async def _pause(self, job: _Job, seconds: float) -> None:
-        """Until then, or until somebody is in a hurry."""
-        try:
-            async with asyncio.timeout(seconds):
-                await job.wake.wait()
-        except TimeoutError:
-            pass
-        job.wake.clear()
+    async def _rest(self, job: OwnJob) -> None:
+        """Until the next look: at once when its worker, which was there, is there no more."""
+        until = time.monotonic() + (_HURRY_S if job.urgent else self._watch.poll_s)
+        there = self._told.connected(job.who)
+        while (left := until - time.monotonic()) > 0:
+            if await job.pause(min(left, _GLANCE_S)):
+                return
+            if there and not self._told.connected(job.who):
+                job.hurry()
+            there = there or self._told.connected(job.who)

@@ -53,7 +53,9 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_all_commands_are_there():
     text = tarragon("--help").stdout
-    commands = "doctor serve generate status logs coverage scale chaos stop model bench"
+    commands = (
+        "doctor serve generate render resume status logs coverage scale chaos stop model bench"
+    )
     for command in commands.split():
         assert f"│ {command} " in text
 
@@ -74,6 +76,13 @@ def test_version():
         (["serve", "--set", "model.path=x", "--set", "a"], "--set: 'a': expected KEY.SUBKEY=VALUE"),
         (["generate", "--set", "model.path=x", "-i", "no.jsonl", "-o", "o"], "no.jsonl: No such"),
         (["generate", "--set", "model.path=x", "-i", "a", "-o", "a"], "is also the input"),
+        (["serve", "--set", "model.path=x", "--site", "mars"], "slurm.site: 'mars': no file mars."),
+        (["render"], "CONFIG: name a file, or give at least --set model.path=DIR"),
+        (["render", "--set", "model.path=missing"], "missing"),
+        (["render", "--set", "model.path=x", "-i", "a"], "--input, --output: a batch needs both"),
+        (["resume", "--root", "."], "RUN: no run under"),
+        (["head"], "head: takes a run's directory, or --new CONFIG"),
+        (["head", "--new", "x.yaml"], "head --new: is for a job of Slurm"),
         (["status", "--root", "."], "RUN: no run under"),
         (["logs", "aw0", "--root", "."], "RUN: no run under"),
         (["stop", "some-run", "--root", "."], "RUN: 'some-run' is neither a run under"),

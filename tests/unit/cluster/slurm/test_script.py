@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tarragon_hpc.cluster.slurm.script import as_pattern, head_script, worker_job
+from tarragon_hpc.cluster.slurm.script import as_pattern, head_script, probes, worker_job
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.ids import Incarnation
@@ -197,6 +197,20 @@ def test_slurm_replaces_nothing_in_the_name_of_a_log():
 def test_a_time_without_quotes_is_not_taken_for_minutes():
     with pytest.raises(ConfigError, match=r"cluster\.slurm\.time: 86400: must be in quotes"):
         config(time=86400)
+
+
+def test_slurm_is_asked_about_the_components_together():
+    nodes = {"nodes": 3, "partition": "a", "gpus_per_node": 4}
+    asked = [
+        flags(text)
+        for text in probes(
+            config(topology="hetjob", nodes=nodes, ew_nodes={"nodes": 5, "partition": "b"})
+        )
+    ]
+    assert [part["nodes"] for part in asked[0]] == ["2", "3", "5"]
+    assert [(p["partition"], p["nodes"], p["no-kill"]) for p in asked[1]] == [("a", "5", True)]
+    assert len(asked) == 2
+    assert len(probes(config())) == len(probes(config(topology="pool"))) == 1
 
 
 def test_the_signal_before_the_end_comes_after_the_begin():
