@@ -10,7 +10,7 @@ import pytest
 
 from slurm.testcluster.cluster import wait
 from tarragon_hpc.cluster.rendezvous import read_head
-from tests.e2e.crowd import Crowd
+from tests.e2e.crowd import Crowd, is_whole
 from tests.slurm.service import COMMAND, config_for, serving, tarragon
 from tests.slurm.streams import Resumable
 from tests.slurm.test_failures import batch_host
@@ -58,7 +58,7 @@ def test_the_heads_node_fails_and_a_login_node_takes_over(run, cluster, tiny_mod
     wait(lambda: read_head(run.run_dir).incarnation > 1, 90, "the standby's turn")
     second = read_head(run.run_dir)
     assert (second.incarnation, second.pid != first.pid) == (2, True)
-    people.whole()
+    people.until(is_whole, 150)
     stayed = {w["id"] for w in people.workers() if w["incarnation"] == 1}
     assert stayed == elsewhere, "not re-adopted, or not replaced"
     attached = subprocess.Popen(
