@@ -49,13 +49,13 @@ demo: install  ## a tiny model, 2 attention + 2 expert workers; one of each is k
 	$(BIN)/tarragon generate configs/demo.yaml -i demo/prompts.jsonl -o $(DEMO)/results.jsonl \
 	  --chaos kill:ew1,kill:aw0
 
-test: install  ## everything: lint, types, layout, unit and end-to-end tests
-	$(BIN)/python -m pytest
+test: install  ## all but a few long ones: lint, types, layout, unit, end-to-end tests
+	$(BIN)/python -m pytest -m "not long"
 
 test-rdma: install  ## only what runs in a virtual machine: RDMA, TCP over a slow wire
 	$(BIN)/python -m pytest tests/rdma
 
-test-slurm: install  ## only what runs on a Slurm of six nodes on this machine
+test-slurm: install  ## what runs on a Slurm of six nodes on this machine, long tests too
 	$(BIN)/python -m pytest tests/slurm
 
 check: install  ## lint, types and layout only

@@ -11,7 +11,7 @@ import pytest
 from tarragon_hpc import native
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tarragon_hpc.models.spec import Family
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Undo what a shell does to its background jobs: children would inherit an ignored SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_left_out: list[str] = []
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Remember what was asked to be left out."""
+    _left_out.extend(item.nodeid for item in items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Beside what was skipped: what was left out on purpose."""
+    if _left_out:
+        files = sorted({name.partition("::")[0] for name in _left_out})
+        terminalreporter.line(f"left out (-m): {len(_left_out)} tests of {', '.join(files)}")
 
 
 class TinyModels(Protocol):

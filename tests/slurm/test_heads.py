@@ -15,7 +15,7 @@ from tests.slurm.service import COMMAND, config_for, serving, tarragon
 from tests.slurm.streams import Resumable
 from tests.slurm.test_failures import batch_host
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.vllm, pytest.mark.timeout(600)]
 
 LENGTHS = [1, 90, 7, 30, 55, 12]
 NEW_TOKENS = 120

@@ -21,7 +21,7 @@ from tarragon_hpc.cluster.work import Work, write_work
 from tarragon_hpc.config import load_config
 from tests.slurm.service import Run
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 SCRIPTED = Path(__file__).with_name("scripted")
 REPOSITORY = Path(__file__).parents[2]

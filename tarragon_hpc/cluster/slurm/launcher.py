@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.local import log_path
 from tarragon_hpc.cluster.slurm.commands import plain_environment
+from tarragon_hpc.cluster.slurm.endings import Ending
 from tarragon_hpc.cluster.slurm.running import Step, Steps
 from tarragon_hpc.cluster.slurm.slots import Use, choose, choose_node, no_slot, slots_of
 from tarragon_hpc.cluster.slurm.spares import Spares
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.slurm.allocation import Allocation
-    from tarragon_hpc.cluster.slurm.endings import Ending
     from tarragon_hpc.cluster.slurm.resources import Component
     from tarragon_hpc.cluster.slurm.slots import Slot, Slots
     from tarragon_hpc.cluster.spec import WorkerSpec
@@ -140,6 +140,15 @@ class StepLauncher:
             self.slots = self.slots.spoil(node, why)
             if self._spares is not None:
                 self._spares.leave(node)
+
+    def lose(self, node: str) -> None:
+        """Slurm has given a node up. Of what an earlier head had started there no srun will tell
+        that it ended, and it may go on.
+        """
+        cause = f"node {node} was lost"
+        for step in [s for s in self._workers.values() if s.node == node and s.process is None]:
+            self._ended(step, Ending(cause, bad_node=cause, alive=True))
+            self._steps.end(step)
 
     def update(self, allocation: Allocation) -> None:
         """What the job has now, as Slurm says."""

@@ -39,4 +39,5 @@ async def follow(
         after = now_has(steps.allocation, look.views.get(job))
         for node in lost(steps.allocation, after):
             distrust(node, f"Slurm has taken it out of job {job}")
+            steps.lose(node)
         steps.update(after)

@@ -142,7 +142,10 @@ class SlurmLauncher:
             self._jobs.adopt(who, job)
             self._look_soon()
             return True
-        return self.steps is not None and self.steps.adopt(who, step, node)
+        if self.steps is None:
+            return False
+        self._follow(self.steps)
+        return self.steps.adopt(who, step, node)
 
     def distrust(self, node: str, why: str) -> None:
         """Start nothing on a node any more."""
