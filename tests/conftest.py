@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Undo what a shell does to its background jobs: children would inherit an ignored SIGINT."""
+    """Undo what a shell and nohup do to background jobs: children would inherit ignored signals."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 _left_out: list[str] = []
