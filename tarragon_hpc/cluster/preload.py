@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster import entry
 from tarragon_hpc.ids import Role
-from tarragon_hpc.models.describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -34,6 +33,8 @@ ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"
 def preload_model(roles: Collection[Role], config: Config) -> None:
     """After `preload`, what depends on the model. Raises ConfigError, ModelError, ClusterError."""
     if Role.AW in roles:
+        from tarragon_hpc.models.describe import describe  # numpy: not before ENVIRONMENT is set
+
         architecture = describe(config.model.path, config.model.dtype).architecture
         importlib.import_module(_PRELOAD[Role.AW]).preload_model(architecture)
 
