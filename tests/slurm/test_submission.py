@@ -104,6 +104,7 @@ def test_a_head_is_submitted(slurm, config, topology):
 def test_submitits_view_of_a_job_needs_no_accounting(slurm, config, tmp_path):
     run_dir = tmp_path / "a-run"
     (run_dir / "logs").mkdir(parents=True)
+    (run_dir / "config.yaml").touch()  # by which a node sees that it sees the directory
     executor = HeadExecutor(config(), run_dir)
     job = executor.submit(report, str(run_dir))
     wait(lambda: (run_dir / "begun.json").exists(), 30, "the head", every_s=0.2)
