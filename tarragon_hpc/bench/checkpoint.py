@@ -22,10 +22,10 @@ from rich.console import Console
 from tarragon_hpc.bench import pattern
 from tarragon_hpc.bench.checkpoint_report import as_table, summarize
 from tarragon_hpc.bench.load import Prompt
-from tarragon_hpc.bench.service import merged, serving
+from tarragon_hpc.bench.service import serving
 from tarragon_hpc.bench.stall import stall
 from tarragon_hpc.bench.steady import time_service
-from tarragon_hpc.config import load_config
+from tarragon_hpc.config import load_config, merged
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.models.describe import describe
 from tarragon_hpc.observe.trace import TRACE, read_traces

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.bench.injection import Also
 from tarragon_hpc.bench.load import Prompt
-from tarragon_hpc.bench.service import merged
 from tarragon_hpc.cluster.faults import KILL, SLOW, STOP, WIRE_FAULTS
-from tarragon_hpc.config import load_config
+from tarragon_hpc.config import load_config, merged
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.ids import Role, worker_id
 

@@ -33,8 +33,8 @@ from rich.console import Console
 from tarragon_hpc.bench.checkpoint import check_png
 from tarragon_hpc.bench.restore_report import as_table, summarize
 from tarragon_hpc.bench.restore_run import SPARE, Place, lose, replay
-from tarragon_hpc.bench.service import merged, serving
-from tarragon_hpc.config import load_config
+from tarragon_hpc.bench.service import serving
+from tarragon_hpc.config import load_config, merged
 from tarragon_hpc.errors import UserError
 from tarragon_hpc.models.describe import describe
 

@@ -39,18 +39,6 @@ class Service:
         return result
 
 
-def merged(config: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the keys of another one put in, section by section."""
-    result = dict(config)
-    for key, value in overrides.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            result[key] = merged(old, value)
-        else:
-            result[key] = value
-    return result
-
-
 @contextlib.contextmanager
 def serving(
     config: dict[str, Any],

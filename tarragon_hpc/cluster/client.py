@@ -150,19 +150,26 @@ async def stop_run(run_dir: Path, drain_s: float) -> bool:
     return True
 
 
+async def dial(
+    run_dir: Path, record: HeadRecord, secret: bytes, timeout_s: float
+) -> Connection[ToClient]:
+    """A client's connection to a head. Raises AuthError or ConnectFailed."""
+    return await connect(
+        record.control_host,
+        record.control_port,
+        secret,
+        client_decoder(),
+        timeout_s=timeout_s,
+        context=run_tls(run_dir),
+    )
+
+
 async def _reach(run_dir: Path) -> Connection[ToClient] | None:
     """A connection to the run's head, or None if it is gone for good."""
     record = read_head(run_dir)
     secret = run_secret(run_dir)
     try:
-        return await connect(
-            record.control_host,
-            record.control_port,
-            secret,
-            client_decoder(),
-            timeout_s=_ANSWER_S,
-            context=run_tls(run_dir),
-        )
+        return await dial(run_dir, record, secret, _ANSWER_S)
     except AuthError:
         return None  # the port belongs to somebody else by now
     except ConnectFailed as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tarragon_hpc.cluster.assemble import Fresh, Parts, RunInfo, assemble
 from tarragon_hpc.cluster.ending import Ending, signals
 from tarragon_hpc.cluster.inheritance import final_state
-from tarragon_hpc.cluster.local import log_path, log_tail
+from tarragon_hpc.cluster.local import log_path, quoted_tail
 from tarragon_hpc.cluster.rendezvous import open_run
 from tarragon_hpc.cluster.slurm.chain import successor_of
 from tarragon_hpc.errors import ClusterError
@@ -150,8 +150,7 @@ def _explain(state: State, run_dir: Path) -> str:
         return f"{state.reason}; see {run_dir / 'logs'}"
     first = min(dead, key=lambda w: w.since)
     path = log_path(run_dir, Incarnation(first.worker, first.incarnation))
-    tail = "".join(f"\n  | {line}" for line in log_tail(path).splitlines())
-    return f"{state.reason}; the end of {path}:{tail or ' (empty)'}"
+    return f"{state.reason}; the end of {path}:{quoted_tail(path) or ' (empty)'}"
 
 
 def _allow_descriptors() -> None:

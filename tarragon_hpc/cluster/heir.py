@@ -13,7 +13,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.cluster.certificate import run_tls
+from tarragon_hpc.cluster.client import dial
 from tarragon_hpc.cluster.directory import Directory
 from tarragon_hpc.cluster.inheritance import last_state, passes_on
 from tarragon_hpc.cluster.rendezvous import (
@@ -24,14 +24,13 @@ from tarragon_hpc.cluster.rendezvous import (
     run_secret,
 )
 from tarragon_hpc.errors import ClusterError, TarragonError
-from tarragon_hpc.wire.codec import client_decoder
-from tarragon_hpc.wire.stream import Connection, connect
 from tarragon_hpc.wire.to_head import StandBy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tarragon_hpc.cluster.records import HeadRecord
+    from tarragon_hpc.wire.stream import Connection
     from tarragon_hpc.wire.to_client import ToClient
 
 _CONNECT_S = 5.0
@@ -81,7 +80,7 @@ async def await_turn(run_dir: Path, patience_s: float, silence_s: float) -> int 
 async def is_there(run_dir: Path, record: HeadRecord) -> bool:
     """Whether a head answers."""
     try:
-        connection = await _reach(run_dir, record, run_secret(run_dir))
+        connection = await dial(run_dir, record, run_secret(run_dir), _CONNECT_S)
     except TarragonError:
         return False
     await connection.close()
@@ -108,7 +107,7 @@ async def _watch(run_dir: Path, record: HeadRecord, secret: bytes, silence_s: fl
     heard = loop.time()
     while True:
         try:
-            connection = await _reach(run_dir, record, secret)
+            connection = await dial(run_dir, record, secret, _CONNECT_S)
         except TarragonError as error:
             refused = isinstance(error.__context__, ConnectionRefusedError)
             # A port that nobody listens on belongs to nobody; one that does not answer may be slow.
@@ -141,14 +140,3 @@ async def _listen(connection: Connection[ToClient], silence_s: float) -> str:
     finally:
         answer.cancel()
         await asyncio.gather(answer, return_exceptions=True)
-
-
-async def _reach(run_dir: Path, record: HeadRecord, secret: bytes) -> Connection[ToClient]:
-    return await connect(
-        record.control_host,
-        record.control_port,
-        secret,
-        client_decoder(),
-        timeout_s=_CONNECT_S,
-        context=run_tls(run_dir),
-    )

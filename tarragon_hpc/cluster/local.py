@@ -259,3 +259,8 @@ def log_tail(path: Path, lines: int = 12, max_bytes: int = 8192) -> str:
     except OSError:
         return ""
     return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def quoted_tail(path: Path) -> str:
+    """The last lines of a log, to follow a line of text; empty if there is nothing."""
+    return "".join(f"\n  | {line}" for line in log_tail(path).splitlines())

@@ -1,6 +1,7 @@
 """Configuration: YAML → pydantic. Every mistake names its key, its value and what is allowed."""
 
 from tarragon_hpc.config.load import dump_config, load_config, parse_override
+from tarragon_hpc.config.merge import merged
 from tarragon_hpc.config.schema import (
     AttentionConfig,
     BatchingConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "TransportConfig",
     "dump_config",
     "load_config",
+    "merged",
     "parse_override",
     "time_minutes",
 ]

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tarragon_hpc.config import sites
+from tarragon_hpc.config.merge import merged
 from tarragon_hpc.config.schema import Config
 from tarragon_hpc.errors import ConfigError
 
@@ -56,7 +57,7 @@ def load_config(
         node[path[-1]] = value
     name = _take_site(data)
     if (name := site or name) is not None:
-        data = sites.under(_read_site(name), data)
+        data = merged(_read_site(name), data)
     return _check(data)
 
 

@@ -52,18 +52,6 @@ def find_site(name: str) -> Path:
     raise ConfigError(KEY, f"{name!r}: no file {name}{_SUFFIX} in {where}{there}")
 
 
-def under(site: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
-    """The user's data over the site's: sections are merged, else the user's value counts."""
-    merged = dict(site)
-    for key, value in user.items():
-        below = merged.get(key)
-        if isinstance(below, dict) and isinstance(value, dict):
-            merged[key] = under(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def expand(site: dict[str, Any], name: str) -> dict[str, Any]:
     """A site's data with the variables of the environment in run.root replaced by their values.
 

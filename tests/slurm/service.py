@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from slurm.testcluster.cluster import wait
-from tarragon_hpc.bench.service import merged
 from tarragon_hpc.cluster.rendezvous import read_head
 from tarragon_hpc.cluster.slurm.jobs import jobs_of
+from tarragon_hpc.config import merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -67,7 +67,7 @@ async def look_for(
             try:
                 listed = await list_steps(job)
             except SlurmError as error:
-                if "nvalid job id" not in error.words:
+                if not error.unknown_job:
                     log.warning("the steps of job %s: %s", job, error)
                     continue
                 listed = {}

@@ -25,6 +25,11 @@ class SlurmError(ClusterError):
         self.words = words
         self.stderr = stderr or words
 
+    @property
+    def unknown_job(self) -> bool:
+        """It is about a job or step that Slurm does not know, or not any more."""
+        return "nvalid job id" in self.words
+
 
 def plain_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Without what a surrounding job would pass on to a new one; SLURM_CONF stays."""
@@ -64,6 +69,11 @@ def call(
 async def acall(command: Sequence[str], *, limit_s: float = _LIMIT_S) -> str:
     """`call`, in a thread."""
     return await asyncio.to_thread(call, command, limit_s=limit_s)
+
+
+async def show_job(job: str, *, limit_s: float = _LIMIT_S) -> str:
+    """All that Slurm says of a job, on a line for each component. Raises SlurmError."""
+    return await acall(["scontrol", "show", "job", "--oneliner", job], limit_s=limit_s)
 
 
 def said(command: str, stderr: str, status: int) -> str:

@@ -95,7 +95,7 @@ async def _cancel(jobs: Sequence[str]) -> None:
             await acall(["scancel", "--quiet", *jobs[first : first + _AT_ONCE]])
         except SlurmError as error:
             # It may have ended meanwhile; whoever looks again sees it.
-            if "nvalid job id" not in error.words:
+            if not error.unknown_job:
                 raise
 
 

@@ -81,12 +81,19 @@ def judge(job: str, look: Look, missed: int, *, connected: bool) -> Verdict:
     return Verdict(stage, nodes=view.nodes)
 
 
-def exit_words(shown: str) -> str:
-    """How the batch process ended, from `scontrol show job`; empty if it does not say."""
+def exit_of(shown: str) -> tuple[int, int] | None:
+    """(status, signal) that the batch process ended with, from `scontrol show job`; None: it does
+    not say.
+    """
     match = _EXIT.search(shown)
-    if match is None:
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def exit_words(shown: str) -> str:
+    """How the batch process ended, likewise; empty if it does not say."""
+    if (found := exit_of(shown)) is None:
         return ""
-    status, signal = int(match[1]), int(match[2])
+    status, signal = found
     return describe_exit(-signal if signal else status)
 
 

@@ -173,7 +173,7 @@ class Steps:
                 if number_of(step.id) not in map(number_of, await list_steps(step.jobs)):
                     return ""
             except SlurmError as error:
-                if "nvalid job id" in error.words:
+                if error.unknown_job:
                     return ""
                 log.warning("%s (step %s): %s", step.name, step.id, error)
             if self._closing.is_set() and pause > _LAST_LOOKS_S:
@@ -194,7 +194,7 @@ class Steps:
             if step.id:
                 await acall(["scancel", *flags, step.id])
         except SlurmError as error:
-            if "nvalid job id" not in error.words and "already completing" not in error.words:
+            if not error.unknown_job and "already completing" not in error.words:
                 log.warning("%s (step %s): %s", step.name, step.id or "unknown", error)
         return bool(step.id)
 

@@ -7,12 +7,12 @@ wait_for       looks again and again, and tells what has changed
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tarragon_hpc.cluster.local import log_tail
-from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
+from tarragon_hpc.cluster.local import quoted_tail
+from tarragon_hpc.cluster.slurm.commands import SlurmError, show_job
+from tarragon_hpc.cluster.slurm.job_ends import exit_of
 from tarragon_hpc.cluster.slurm.jobs import HEAD
 from tarragon_hpc.cluster.slurm.sight import job_log, queue_watch, slurm_status
 from tarragon_hpc.cluster.slurm.standing import OVER, PREPARED
@@ -28,7 +28,6 @@ Goal = Literal["serving", "ended"]
 _LOOK_S = 1.0
 _BATCH_S = 10.0
 _SERVING = ("serving", "degraded")
-_EXIT = re.compile(r"\bExitCode=([0-9]+):([0-9]+)")
 
 
 class Verdict(NamedTuple):
@@ -59,8 +58,8 @@ def heads_left(status: Mapping[str, Any]) -> list[str]:
 
 def exit_status(text: str) -> int | None:
     """What a job's batch process ended with, of `scontrol show job`; None: unknown, or a signal."""
-    match = _EXIT.search(text)
-    return int(match[1]) if match and match[2] == "0" else None
+    status, signal = exit_of(text) or (0, -1)
+    return None if signal else status
 
 
 async def wait_for(
@@ -102,7 +101,7 @@ async def wait_for(
 def explain(run_dir: Path, line: str) -> str:
     """A line on the end of a run, and the end of what its jobs have printed."""
     path = job_log(run_dir)
-    tail = "".join(f"\n  | {text}" for text in log_tail(path).splitlines())
+    tail = quoted_tail(path)
     return f"{line}; the end of {path}:{tail}" if tail else f"{line}; {path} is empty"
 
 
@@ -111,7 +110,7 @@ async def _failure(run_dir: Path, status: Mapping[str, Any], line: str) -> UserE
     code = None
     if heads and status["state"] != PREPARED:
         try:
-            code = exit_status(await acall(["scontrol", "show", "job", "--oneliner", heads[-1]]))
+            code = exit_status(await show_job(heads[-1]))
         except SlurmError:
             code = None
     told = f"{run_dir.name}: {explain(run_dir, line)}"

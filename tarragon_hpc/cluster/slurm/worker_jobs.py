@@ -11,7 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
+from tarragon_hpc.cluster.slurm.commands import SlurmError, show_job
 from tarragon_hpc.cluster.slurm.job_ends import Stage, Verdict, exit_words, judge
 from tarragon_hpc.cluster.slurm.own_job import OwnJob
 from tarragon_hpc.cluster.slurm.worker_submit import cancel, submit
@@ -229,7 +229,7 @@ class JobLauncher:
         if not verdict.exit_unknown:
             return verdict.reason
         try:
-            shown = await acall(["scontrol", "--oneliner", "show", "job", job.job], limit_s=10)
+            shown = await show_job(job.job, limit_s=10)
         except SlurmError:
             return verdict.reason
         return exit_words(shown) or verdict.reason

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tarragon_hpc.bench import checkpoint
-from tarragon_hpc.bench.service import merged
-from tarragon_hpc.config import load_config
+from tarragon_hpc.config import load_config, merged
 from tarragon_hpc.errors import ConfigError, UserError
 
 

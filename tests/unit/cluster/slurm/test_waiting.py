@@ -81,7 +81,7 @@ def scripted(monkeypatch, *states, job="scontrol: ExitCode=0:9"):
         return job
 
     monkeypatch.setattr(waiting, "slurm_status", look)
-    monkeypatch.setattr(waiting, "acall", scontrol)
+    monkeypatch.setattr(waiting, "show_job", scontrol)
     monkeypatch.setattr(waiting, "_LOOK_S", 0)
 
 
