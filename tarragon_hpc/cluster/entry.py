@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one worker to its end; returns the exit status (2: bad arguments or configuration)."""
     words = sys.argv[1:] if argv is None else argv
     if "--standby" in words:
-        return int(importlib.import_module("tarragon_hpc.cluster.standby").main(words))
+        return int(importlib.import_module("tarragon_hpc.cluster.spare").main(words))
     args = _parse(words)
     if args.parent is not None:
         die_with(args.parent)

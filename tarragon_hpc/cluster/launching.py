@@ -15,10 +15,10 @@ from tarragon_hpc.cluster.slurm.absent import look_for
 from tarragon_hpc.cluster.slurm.allocation import SQUEUE_FORMAT, of_environment, of_queue
 from tarragon_hpc.cluster.slurm.chain import own_job
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
-from tarragon_hpc.cluster.slurm.launcher import StepLauncher
-from tarragon_hpc.cluster.slurm.places import SlurmLauncher
+from tarragon_hpc.cluster.slurm.launcher import SlurmLauncher
 from tarragon_hpc.cluster.slurm.resources import components
 from tarragon_hpc.cluster.slurm.standby_head import StandbyKeeper
+from tarragon_hpc.cluster.slurm.step_launcher import StepLauncher
 from tarragon_hpc.cluster.slurm.watch import QueueWatch
 from tarragon_hpc.cluster.spec import plan_steps, plan_workers
 from tarragon_hpc.errors import ClusterError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.cluster.inheritance import Place
     from tarragon_hpc.cluster.slurm.allocation import Allocation
-    from tarragon_hpc.cluster.slurm.places import Tell
+    from tarragon_hpc.cluster.slurm.launcher import Tell
     from tarragon_hpc.config import Config
     from tarragon_hpc.ids import Incarnation
     from tarragon_hpc.orchestrator.service import Orchestrator

@@ -18,9 +18,9 @@ from tarragon_hpc.cluster.launching import find_allocation
 from tarragon_hpc.cluster.local import log_path
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import create_run, write_head
-from tarragon_hpc.cluster.slurm.launcher import StepLauncher
 from tarragon_hpc.cluster.slurm.resources import components
 from tarragon_hpc.cluster.slurm.slots import Use
+from tarragon_hpc.cluster.slurm.step_launcher import StepLauncher
 from tarragon_hpc.cluster.spec import ENTRY, WorkerSpec
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import NoSlot

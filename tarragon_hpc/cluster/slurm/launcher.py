@@ -1,291 +1,279 @@
-"""Workers as steps of an allocation: start, end, and the warm spares between them.
+"""The launcher of runs on Slurm: workers as steps of the allocation, else as jobs of their own.
 
-A worker's step is ended with its node's doubts in mind: its slot is given to nobody else before
-Slurm has said that nothing is left there.
+`ladder` decides, `bad_nodes` remembers; here it is done and told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Protocol
 
-from tarragon_hpc.cluster.local import log_path
-from tarragon_hpc.cluster.slurm.commands import plain_environment
-from tarragon_hpc.cluster.slurm.endings import Ending
-from tarragon_hpc.cluster.slurm.running import Step, Steps
-from tarragon_hpc.cluster.slurm.slots import Use, choose, choose_node, no_slot, slots_of
-from tarragon_hpc.cluster.slurm.spares import Spares
-from tarragon_hpc.cluster.slurm.steps import side_step, step_environment, worker_step
-from tarragon_hpc.cluster.standby import Assignment
+from tarragon_hpc.cluster.slurm import losses
+from tarragon_hpc.cluster.slurm.bad_nodes import BadNodes
+from tarragon_hpc.cluster.slurm.job_launcher import JobLauncher
+from tarragon_hpc.cluster.slurm.ladder import Promise, Rung, call_back, climb
+from tarragon_hpc.cluster.slurm.slots import Use
 from tarragon_hpc.errors import ClusterError, NoSlot
-from tarragon_hpc.ids import Incarnation, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tarragon_hpc.cluster.slurm.allocation import Allocation
-    from tarragon_hpc.cluster.slurm.resources import Component
-    from tarragon_hpc.cluster.slurm.slots import Slot, Slots
+    from tarragon_hpc.cluster.slurm.step_launcher import StepLauncher
+    from tarragon_hpc.cluster.slurm.watch import QueueWatch
     from tarragon_hpc.cluster.spec import WorkerSpec
-    from tarragon_hpc.config import SlurmConfig
+    from tarragon_hpc.config import Config
+    from tarragon_hpc.ids import Incarnation
 
-_TERM_GRACE_S = 2.0
+_LOOK_S = 0.5
+_FEWEST_DEATHS = 3
 
 log = logging.getLogger(__name__)
 
 
-class StepLauncher:
-    """Starts workers as steps and reports, once each and in the event loop, that one has ended
-    (`on_exit`, with the cause in words; its process may live on for all that if its node or its
-    srun died). Output goes to `<run_dir>/logs/<worker>.<incarnation>.log`, what srun and Slurm say
-    beside it to `.srun`. Whatever is started outlives the head; only `close` ends it.
+class Tell(Protocol):
+    """Writes a line into the timeline."""
 
-    step_of: the step of a registered worker, `job.step`, or nothing. calm: whether no worker is
-    being started, so that spares may use the machine.
+    def __call__(
+        self,
+        event: str,
+        *,
+        worker: str | None = None,
+        incarnation: int | None = None,
+        **more: str,
+    ) -> None: ...
+
+
+class Head(Protocol):
+    """Who hears what becomes of workers (the orchestrator, the timeline)."""
+
+    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
+        """A worker waits, for its job or for a place; an empty reason: it runs now."""
+
+    def ended(self, who: Incarnation, cause: str) -> None:
+        """A worker has ended, or could not be started."""
+
+    def connected(self, who: Incarnation) -> bool:
+        """Whether a worker is there, by its own connection."""
+
+    tell: Tell
+
+
+class SlurmLauncher:
+    """Starts each worker on the first rung of the ladder that holds it.
+
+    steps: of the allocation; None in a pool. It is set after this object is made, with `step_ended`
+    as its `on_exit`.
     """
 
     def __init__(
         self,
-        allocation: Allocation,
-        parts: Sequence[Component],
+        config: Config,
         specs: Mapping[str, WorkerSpec],
         run_dir: Path,
-        slurm: SlurmConfig,
-        *,
-        on_exit: Callable[[Incarnation, str], None],
-        step_of: Callable[[Incarnation], str] = lambda who: "",
-        calm: Callable[[], bool] = lambda: True,
+        watch: QueueWatch,
+        head: Head,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.allocation = allocation
-        self.slots: Slots = slots_of(allocation, parts)
-        self._parts = {part.number: part for part in parts}
-        self._specs = specs
-        self._run_dir = run_dir
-        self._slurm = slurm
-        self._on_exit = on_exit
-        self._step_of = step_of
-        self._workers: dict[Incarnation, Step] = {}
-        self._timers: dict[Incarnation, list[asyncio.TimerHandle]] = {}
-        self._steps = Steps(self._ended, self._gone, lambda node: node in self.slots.bad)
-        self._spares = Spares(self, self._steps, calm) if slurm.warm_spares else None
+        self.steps: StepLauncher | None = None
+        self._slurm = config.cluster.slurm
+        self._head = head
+        self._clock = clock
+        limit = max(_FEWEST_DEATHS, config.cluster.max_restarts)
+        self.bad = BadNodes(limit, config.cluster.restart_window_s)
+        self._jobs = JobLauncher(config, specs, run_dir, watch, self, lambda: self.bad.reasons)
+        self._waits: dict[Incarnation, str] = {}
+        self._wanted_gone: set[Incarnation] = set()
+        self._promise: Promise | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch = watch
+        self._following: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        running = ", ".join(map(str, self._workers)) or "nothing runs"
-        return f"StepLauncher(job {self.allocation.job}, {running})"
+        return f"SlurmLauncher({self.steps}, {self._jobs}, {len(self._waits)} wait)"
 
     def start(self, who: Incarnation) -> int | None:
-        """Start a worker; its pid is known once it registers. Raises ClusterError, NoSlot."""
-        spec = self._specs[who.worker]
-        if spec.role is Role.CS:
-            step = self._start_aside(who, spec)
-        else:
-            choice = choose(self.slots, who.worker, warm=not spec.prefix)
-            if choice is None:
-                raise NoSlot(f"{who}: {no_slot(self.slots, who.worker)}")
-            log.info("%s: %s: %s", who, choice.slot, choice.reason)
-            step = self._become(who, spec, choice.slot, choice.spare)
-        self._workers[who] = step
-        if self._spares is not None:
-            self._spares.look_soon()
+        """Start a worker, or have it wait; its pid is known once it registers. Raises
+        ClusterError.
+        """
+        if self._promise is not None and self._promise.worker == who.worker:
+            self._promise = None
+        no_slot: str | None = "this run has no slots"
+        if self.steps is not None:
+            self._follow(self.steps)
+            try:
+                self.steps.start(who)
+                no_slot = None
+            except NoSlot as error:
+                no_slot = str(error).removeprefix(f"{who}: ")
+        pool, own_jobs = self._slurm.topology == "pool", self._slurm.replacement_jobs
+        rung, reason = climb(no_slot, pool=pool, replacement_jobs=own_jobs)
+        if rung is Rung.JOB:
+            self._jobs.start(who)
+        if rung is Rung.WAIT:
+            self._waits[who] = reason
+            asyncio.get_running_loop().call_soon(self._say_waits, who)
+        self._tell_place(who, rung, reason)
+        self._look_soon()
         return None
 
-    def has_room(self, worker: str) -> bool:
-        """Whether a worker could be started now."""
-        if worker.startswith(Role.CS):
-            return choose_node(self.slots, (), worker) is not None
-        return choose(self.slots, worker) is not None
-
     def stop(self, who: Incarnation, grace_s: float) -> None:
-        """End a worker that was asked to leave: SIGTERM after `grace_s`, SIGKILL 2 s later."""
-        step = self._workers.get(who)
-        if step is not None:
-            loop = asyncio.get_running_loop()
-            self._timers.setdefault(who, []).extend(
-                [
-                    loop.call_later(grace_s, self._terminate, who),
-                    loop.call_later(grace_s + _TERM_GRACE_S, self.kill, who),
-                ]
-            )
+        """End a worker that was asked to leave, by force after `grace_s`."""
+        self._wanted_gone.add(who)
+        self._drop(who)
+        if self.steps is not None:
+            self.steps.stop(who, grace_s)
+        self._jobs.stop(who, grace_s)
 
     def kill(self, who: Incarnation) -> None:
-        """End a worker's step; one that is gone is ignored."""
-        step = self._workers.get(who)
-        if step is not None:
-            step.id = step.id or self._step_of(who)
-            self._steps.end(step)
+        """End a worker at once; one that is gone is ignored."""
+        self._drop(who)
+        if self.steps is not None:
+            self.steps.kill(who)
+        self._jobs.kill(who)
 
-    def adopt(self, who: Incarnation, step: str, node: str) -> bool:
-        """Take over a worker that an earlier head started here. False: it is not of this job."""
-        if step.partition(".")[0] not in (self.allocation.job, ""):
+    def adopt(self, who: Incarnation, step: str, node: str, job: str) -> bool:
+        """Take over a worker that an earlier head started, as a step or as a job of its own. False:
+        it is of neither.
+        """
+        if job:
+            self._jobs.adopt(who, job)
+            self._look_soon()
+            return True
+        if self.steps is None:
             return False
-        spec = self._specs.get(who.worker)
-        slot = None
-        if spec is None or spec.role is not Role.CS:
-            idle = [s for s in self.slots.order if s.node == node and s not in self.slots.held]
-            slot = idle[0] if idle else None
-            if slot is not None:
-                self.slots = self.slots.take(slot, str(who), Use.WORKER)
-        self._workers[who] = Step(str(who), node, slot, self.allocation.listed_as, step)
-        if self._spares is not None:
-            self._spares.look_soon()
-        return True
+        self._follow(self.steps)
+        return self.steps.adopt(who, step, node)
 
     def distrust(self, node: str, why: str) -> None:
         """Start nothing on a node any more."""
-        if node not in self.slots.bad:
-            log.warning("node %s is not used any more: %s", node, why)
-            self.slots = self.slots.spoil(node, why)
-            if self._spares is not None:
-                self._spares.leave(node)
-
-    def lose(self, node: str) -> None:
-        """Slurm has given a node up. Of what an earlier head had started there no srun will tell
-        that it ended, and it may go on.
-        """
-        cause = f"node {node} was lost"
-        for step in [s for s in self._workers.values() if s.node == node and s.process is None]:
-            self._ended(step, Ending(cause, bad_node=cause, alive=True))
-            self._steps.end(step)
-
-    def update(self, allocation: Allocation) -> None:
-        """What the job has now, as Slurm says."""
-        if allocation != self.allocation:
-            self.slots = slots_of(allocation, list(self._parts.values()), self.slots)
-            self.allocation = replace(allocation, ids=allocation.ids or self.allocation.ids)
+        before, self.bad = self.bad, self.bad.blame(node, why)
+        if self.bad is not before:
+            log.warning("node %s gets no worker any more: %s", node, why)
+            self._head.tell("node avoided", node=node, reason=why)
+        if self.steps is not None:
+            self.steps.distrust(node, why)
 
     def detach(self) -> None:
         """Let everything go on without this head: another one has taken over."""
-        for step in self._workers.values():
-            self._steps.forget(step)
-        self._workers.clear()
+        self._stop_looking()
+        if self.steps is not None:
+            self.steps.detach()
+        self._jobs.detach()
 
     async def close(self) -> None:
-        """End whatever still runs and wait until it is gone."""
-        if self._spares is not None:
-            self._spares.close()
-        steps = list(self._workers.values())
-        for who in list(self._workers):
-            self.kill(who)
-        for step in steps:
-            if not step.srun_ended.is_set() and step.process is not None:
-                await step.srun_ended.wait()
-        if self._spares is not None:
-            await self._spares.closed()
-        await self._steps.close()
+        """End whatever still runs or waits, and wait until it is gone."""
+        self._stop_looking()
+        self._waits.clear()
+        closings = [self._jobs.close()]
+        if self.steps is not None:
+            closings.append(self.steps.close())
+        await asyncio.gather(*closings)
 
-    # For the spares.
+    # What the launchers below tell.
 
-    def begin_spare(self, slot: Slot, name: str, command: Sequence[str]) -> Step:
-        """Start a spare's step in an idle slot. Raises ClusterError."""
-        step = self._run(name, slot, command, {}, pipes=True)
-        self.slots = self.slots.take(slot, name, Use.LOADING)
-        return step
+    def step_ended(self, who: Incarnation, cause: str) -> None:
+        """A worker's step has ended."""
+        assert self.steps is not None
+        self._count(who, self.steps.slots.last.get(who.worker, ""))
+        self._head.ended(who, cause)
 
-    def mark_warm(self, step: Step) -> None:
-        """A spare is ready to become a worker."""
-        if step.slot is not None and self.slots.held.get(step.slot, ("",))[0] == step.name:
-            self.slots = self.slots.take(step.slot, step.name, Use.WARM)
+    def ended(self, who: Incarnation, cause: str, nodes: tuple[str, ...]) -> None:
+        """A worker's job is over."""
+        self._count(who, nodes[0] if nodes else "")
+        self._head.ended(who, cause)
 
-    def roles_of(self, slot: Slot) -> frozenset[Role]:
-        """Who may be in a slot."""
-        return self._parts[slot.part].roles & {Role.AW, Role.EW}
+    def queued(self, who: Incarnation, job: str, reason: str, expected_start: str) -> None:
+        """A worker's job waits, or runs."""
+        self._head.queued(who, job, reason, expected_start)
 
-    @property
-    def run_dir(self) -> Path:
-        """Of the run."""
-        return self._run_dir
+    def blamed(self, node: str, why: str) -> None:
+        """A job could not be run on a node."""
+        self.distrust(node, why)
 
-    def _start_aside(self, who: Incarnation, spec: WorkerSpec) -> Step:
-        used = [s.node for w, s in self._workers.items() if w.worker.startswith(Role.CS)]
-        node = choose_node(self.slots, used, who.worker)
-        if node is None:
-            raise NoSlot(f"{who}: no node is left for it")
-        command = self._command(who, spec)
-        step = Step(str(who), node.name, None, self.allocation.listed_as)
-        argv = side_step(self.allocation, node.part, node.name, str(who), command,
-                         slurm=self._slurm)  # fmt: skip
-        self._launch(step, argv, spec.env, pipes=False)
-        self.slots = replace(self.slots, last={**self.slots.last, who.worker: node.name})
-        return step
+    def doubtful(self) -> set[str]:
+        """Nodes where the end of a step is in doubt: dead ones, maybe, before Slurm knows."""
+        held = self.steps.slots.held.items() if self.steps is not None else ()
+        return {slot.node for slot, holder in held if holder.use is Use.REST}
 
-    def _become(self, who: Incarnation, spec: WorkerSpec, slot: Slot, spare: str) -> Step:
-        """Have a spare become a worker, or else start it afresh in the slot."""
-        if spare and self._spares is not None:
-            order = Assignment(str(who), self._arguments(who, spec), dict(spec.env))
-            step = None if spec.prefix else self._spares.use(spare, order)
-            if step is not None:
-                step.holder = str(who)
-                self.slots = self.slots.take(slot, step.holder, Use.WORKER)
-                return step
-            self._spares.dismiss(spare)
-        step = self._run(str(who), slot, self._command(who, spec), spec.env, pipes=False)
-        self.slots = self.slots.take(slot, str(who), Use.WORKER)
-        return step
+    def connected(self, who: Incarnation) -> bool:
+        """Whether a worker is there."""
+        return self._head.connected(who)
 
-    def _arguments(self, who: Incarnation, spec: WorkerSpec) -> list[str]:
-        log_file = log_path(self._run_dir, who)
-        return [*spec.arguments(who, self._run_dir), "--log", str(log_file)]
+    def _count(self, who: Incarnation, node: str) -> None:
+        if who in self._wanted_gone:
+            self._wanted_gone.discard(who)
+        elif node:
+            after = self.bad.died(node, self._clock())
+            new = after.reasons.keys() - self.bad.reasons.keys()
+            self.bad = BadNodes(after.limit, after.window_s, self.bad.reasons, after.deaths)
+            for name in new:
+                self.distrust(name, after.reasons[name])
 
-    def _command(self, who: Incarnation, spec: WorkerSpec) -> list[str]:
-        return [*spec.prefix, *spec.program, *self._arguments(who, spec)]
+    # Who waits.
 
-    def _run(
-        self, name: str, slot: Slot, command: Sequence[str], env: Mapping[str, str], *, pipes: bool
-    ) -> Step:
-        step = Step(name, slot.node, slot, self.allocation.listed_as)
-        argv = worker_step(
-            self.allocation, slot.part, slot.node, name, command,
-            slurm=self._slurm, nodes=self._parts[slot.part].config, reads=pipes,
-        )  # fmt: skip
-        self._launch(step, argv, env, pipes=pipes)
-        return step
+    def _drop(self, who: Incarnation) -> None:
+        if self._waits.pop(who, None) is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._head.ended, who, "it was ended before it was started")
 
-    def _launch(
-        self, step: Step, argv: Sequence[str], env: Mapping[str, str], *, pipes: bool
-    ) -> None:
-        said = self._run_dir / "logs" / f"{step.name}.srun"
-        try:
-            self._steps.start(
-                step, argv, step_environment(plain_environment(), env), said, pipes=pipes
-            )
-        except OSError as error:
-            raise ClusterError(f"cannot start {step.name}: srun: {error}") from None
+    def _say_waits(self, who: Incarnation) -> None:
+        if who in self._waits:
+            self._head.queued(who, "", self._waits[who], "")
 
-    def _terminate(self, who: Incarnation) -> None:
-        step = self._workers.get(who)
-        if step is not None:
-            step.id = step.id or self._step_of(who)
-            self._steps.terminate(step)
+    def _look_soon(self) -> None:
+        if self._timer is None and self.steps is not None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
-    def _ended(self, step: Step, ending: Ending) -> None:
-        """A step's srun has ended."""
-        if ending.bad_node:
-            self.distrust(step.node, ending.bad_node)
-        who = next((w for w, s in self._workers.items() if s is step), None)
-        if who is None:
-            if self._spares is not None:
-                self._spares.ended(step, ending)
+    def _follow(self, steps: StepLauncher) -> None:
+        if self._following is None:
+            work = losses.follow(self._watch, steps, self.distrust)
+            self._following = asyncio.create_task(work, name="allocation")
+
+    def _stop_looking(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        """Give slots that have become free to those who wait; the allocation is paid for."""
+        self._timer = None
+        for who in list(self._waits):
+            self._try(who)
+        waiting = {who.worker: who for who in self._jobs.waiting()}
+        fitting = {w for w in waiting if self.steps is not None and self.steps.has_room(w)}
+        worker = call_back(list(waiting), fitting, self._promise, self._clock())
+        if worker is not None:
+            self._promise = Promise(worker, self._clock())
+            why = "its job left the queue: a slot of the allocation is free"
+            log.info("%s: %s", waiting[worker], why)
+            self._jobs.give_way(waiting[worker], why)
+        if self._waits or self._jobs.busy:
+            self._look_soon()
+
+    def _try(self, who: Incarnation) -> None:
+        if self.steps is None or not self.steps.has_room(who.worker):
             return
-        del self._workers[who]
-        for timer in self._timers.pop(who, ()):
-            timer.cancel()
-        if step.slot is not None and ending.alive:
-            self.slots = self.slots.take(step.slot, step.holder or step.name, Use.REST)
-        step.id = step.id or self._step_of(who)
-        self._on_exit(who, ending.cause)
+        try:
+            self.steps.start(who)
+        except NoSlot:
+            return
+        except ClusterError as error:
+            del self._waits[who]
+            self._head.ended(who, str(error))
+            return
+        del self._waits[who]
+        self._head.queued(who, "", "", "")
+        self._tell_place(who, Rung.SLOT, "a slot has become free")
 
-    def _gone(self, step: Step, doubt: str) -> None:
-        """Nothing is left of a step, as far as can be found out."""
-        who = next((w for w, s in self._workers.items() if s is step), None)
-        if who is not None:  # an earlier head's: there is no srun that would say how it ended
-            del self._workers[who]
-            self._on_exit(who, "its step is gone")
-        if doubt:
-            self.distrust(step.node, doubt)
-        if step.slot is not None:
-            self.slots = self.slots.free(step.slot, step.holder or step.name)
-        if self._spares is not None:
-            self._spares.look_soon()
+    def _tell_place(self, who: Incarnation, rung: Rung, reason: str) -> None:
+        slot = self.steps.slots.of(str(who)) if self.steps is not None else None
+        where = str(slot) if slot is not None else rung.value
+        if rung is not Rung.SLOT:
+            log.info("%s: %s: %s", who, rung, reason)
+        self._head.tell(
+            "worker placed", worker=who.worker, incarnation=who.number, where=where, reason=reason
+        )

@@ -10,8 +10,8 @@ from tarragon_hpc.cluster.slurm.allocation import Allocation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tarragon_hpc.cluster.slurm.launcher import StepLauncher
     from tarragon_hpc.cluster.slurm.queue import JobView
+    from tarragon_hpc.cluster.slurm.step_launcher import StepLauncher
     from tarragon_hpc.cluster.slurm.watch import QueueWatch
 
 

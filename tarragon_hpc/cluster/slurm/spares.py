@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from tarragon_hpc.cluster.spare import READY, Assignment
 from tarragon_hpc.cluster.spec import ENTRY
-from tarragon_hpc.cluster.standby import READY, Assignment
 from tarragon_hpc.errors import ClusterError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 
 from tarragon_hpc.cluster.records import HeadRecord
 from tarragon_hpc.cluster.rendezvous import create_run, write_head
+from tarragon_hpc.cluster.spare import Assignment
 from tarragon_hpc.cluster.spec import ENTRY
-from tarragon_hpc.cluster.standby import Assignment
 from tarragon_hpc.config import load_config
 
 # An EW's imports take as long as these; `worker` is what it runs then.
