@@ -9,21 +9,22 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from tarragon_hpc.cli.runs import locate
+from tarragon_hpc.cli.serve import announce
 from tarragon_hpc.cluster.directory import Directory
-from tarragon_hpc.cluster.head import RunInfo, run_service
+from tarragon_hpc.cluster.head import run_service
 from tarragon_hpc.cluster.heir import is_there
 from tarragon_hpc.cluster.inheritance import last_state
 from tarragon_hpc.cluster.rendezvous import (
     CONFIG,
     claim_head,
+    known_head,
     list_run,
     newest_claim,
     open_run,
-    read_head,
 )
 from tarragon_hpc.cluster.work import read_work
 from tarragon_hpc.config import load_config
-from tarragon_hpc.errors import ClusterError, UserError
+from tarragon_hpc.errors import UserError
 from tarragon_hpc.observe.log import configure
 from tarragon_hpc.orchestrator.state import RunPhase
 
@@ -58,7 +59,7 @@ def attach(run: str | None, root: Path | None, *, force: bool) -> int:
         config,
         run=path,
         head_number=number,
-        on_ready=_announce,
+        on_ready=announce,
         stop=asyncio.Event(),
         on_interrupt=leave,
     )
@@ -79,10 +80,7 @@ def _claim(path: Path, config: Config, *, force: bool) -> int:
     if not claimed:
         raise UserError(f"RUN: {path.name}: has had no head yet; its job starts it")
     if not force:
-        try:
-            record = read_head(path)
-        except ClusterError:
-            record = None
+        record = known_head(path)
         if record is not None and asyncio.run(is_there(path, record)):
             raise UserError(
                 f"RUN: {path.name}: its head (pid {record.pid} on {record.host}) is there;"
@@ -92,7 +90,3 @@ def _claim(path: Path, config: Config, *, force: bool) -> int:
     if number is None:
         raise UserError(f"RUN: {path.name}: another process has just become its head")
     return number
-
-
-def _announce(info: RunInfo) -> None:
-    print(f"ready: {info.endpoint}", flush=True)

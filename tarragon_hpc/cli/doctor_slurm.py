@@ -16,6 +16,8 @@ from tarragon_hpc.cluster.root import local_path
 from tarragon_hpc.cluster.slurm import site_facts
 from tarragon_hpc.cluster.slurm.commands import SlurmError, call, plain_environment
 from tarragon_hpc.cluster.slurm.refusals import explain
+from tarragon_hpc.cluster.slurm.resources import gpu_request
+from tarragon_hpc.cluster.slurm.script import site_flags, skipped, where
 from tarragon_hpc.config import load_config
 from tarragon_hpc.errors import ClusterError, UserError
 
@@ -120,24 +122,18 @@ def command(slurm: SlurmConfig, scratch: Path) -> list[str]:
         "ntasks-per-node": 1,
         "time": _MINUTES,
         "kill-on-bad-exit": 1,
-        "partition": nodes.partition,
-        "constraint": nodes.constraint,
         "mem": nodes.memory,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "reservation": slurm.reservation,
     }
+    flags |= where(slurm, nodes)
     if nodes.gpus_per_node:
-        kind = f"{nodes.gpu_type}:" if nodes.gpu_type else ""
-        prefix = "gpu:" if slurm.gpu_flag == "gres" else ""
-        flags[slurm.gpu_flag] = f"{prefix}{kind}{nodes.gpus_per_node}"
-    flags |= {
-        name: value for name, value in slurm.directives.items() if not name.startswith("mail")
-    }
+        flag, count = gpu_request(slurm, nodes, nodes.gpus_per_node)
+        flags[flag] = count
+    flags |= {n: value for n, value in site_flags(slurm).items() if not n.startswith("mail")}
+    skip = skipped(slurm)
     words = [
         f"--{name}" if value is True else f"--{name}={value}"
         for name, value in flags.items()
-        if value not in (None, False) and name not in slurm.directives_skip
+        if value not in (None, False) and name not in skip
     ]
     return ["srun", *words, sys.executable, "-m", _PROGRAM, str(scratch)]
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.supervisor import EXIT_BUG, supervise
 from tarragon_hpc.errors import TarragonError, UserError
 from tarragon_hpc.observe.log import configure
-
-if TYPE_CHECKING:
-    from tarragon_hpc.cluster.head import RunInfo
 
 PATIENCE_S = 5.0
 # The part of cluster.head_lease_s for which a head may be silent before a standby follows it.
@@ -49,6 +45,7 @@ def be_head(
     import asyncio
 
     from tarragon_hpc.cli.head_work import answer_requests
+    from tarragon_hpc.cli.serve import announce
     from tarragon_hpc.cluster.head import run_service
     from tarragon_hpc.cluster.heir import await_turn
     from tarragon_hpc.cluster.lifeline import die_with
@@ -77,7 +74,7 @@ def be_head(
         if work.kind == "generate":
             return answer_requests(path, work, number)
         service = run_service(
-            config, run=path, head_number=number, on_ready=_announce, stop=asyncio.Event()
+            config, run=path, head_number=number, on_ready=announce, stop=asyncio.Event()
         )
         return asyncio.run(service)
     except TarragonError:
@@ -85,7 +82,3 @@ def be_head(
     except Exception:
         log.exception("the head ends by a bug")
         return EXIT_BUG
-
-
-def _announce(info: RunInfo) -> None:
-    print(f"ready: {info.endpoint}", flush=True)

@@ -53,8 +53,9 @@ def serve(
 
 
 async def _serve(config: Config, run_dir: Path | None) -> int:
-    return await run_service(config, run_dir=run_dir, on_ready=_announce, stop=asyncio.Event())
+    return await run_service(config, run_dir=run_dir, on_ready=announce, stop=asyncio.Event())
 
 
-def _announce(info: RunInfo) -> None:
+def announce(info: RunInfo) -> None:
+    """Say, on a line of standard output, where a run serves."""
     print(f"ready: {info.endpoint}", flush=True)

@@ -181,6 +181,14 @@ def read_head(run_dir: Path) -> HeadRecord:
     return newest_head(run, list_run(run), lambda: run_secret(run_dir))
 
 
+def known_head(run_dir: Path) -> HeadRecord | None:
+    """The same, or None if no head has said so, or not readably."""
+    try:
+        return read_head(run_dir)
+    except ClusterError:
+        return None
+
+
 def list_run(run: Directory) -> list[str]:
     """What is in a run directory. Raises ClusterError if that cannot be seen."""
     try:

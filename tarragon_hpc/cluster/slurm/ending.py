@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tarragon_hpc.cluster.client import stop_run
-from tarragon_hpc.cluster.rendezvous import read_head
+from tarragon_hpc.cluster.rendezvous import known_head
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.jobs import HEAD, jobs_of
 from tarragon_hpc.cluster.slurm.sight import queue_watch
@@ -56,7 +56,7 @@ async def end_run(run_dir: Path, drain_s: float, *, kill: bool) -> str:
     """
     watch = queue_watch(run_dir)
     told = False
-    if not kill and _has_head(run_dir):
+    if not kill and known_head(run_dir) is not None:
         try:
             told = await stop_run(run_dir, drain_s)
         except ClusterError as error:
@@ -97,14 +97,6 @@ async def _cancel(jobs: Sequence[str]) -> None:
             # It may have ended meanwhile; whoever looks again sees it.
             if not error.unknown_job:
                 raise
-
-
-def _has_head(run_dir: Path) -> bool:
-    try:
-        read_head(run_dir)
-    except ClusterError:
-        return False
-    return True
 
 
 def _names(jobs: Sequence[str]) -> str:

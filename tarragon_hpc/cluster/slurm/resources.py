@@ -13,7 +13,7 @@ from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.ids import Role
 
 if TYPE_CHECKING:
-    from tarragon_hpc.config import Config, NodesConfig
+    from tarragon_hpc.config import Config, NodesConfig, SlurmConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,12 @@ def _without_gpus(nodes: NodesConfig) -> NodesConfig:
     """Nodes for the head and stores only, unless they are described: they compute nothing."""
     changes = {"nodes": None, "gpus_per_node": 0, "gpu_type": None, "slots_per_node": None}
     return nodes.model_copy(update=changes)
+
+
+def gpu_request(slurm: SlurmConfig, nodes: NodesConfig, count: int) -> tuple[str, str]:
+    """The flag that asks for so many GPUs of a node, as the site has it, and its value."""
+    kind = f"{nodes.gpu_type}:{count}" if nodes.gpu_type else str(count)
+    return slurm.gpu_flag, f"gpu:{kind}" if slurm.gpu_flag == "gres" else kind
 
 
 def _component(

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tarragon_hpc.cluster.slurm.resources import Component, components
+from tarragon_hpc.cluster.slurm.resources import Component, components, gpu_request
 from tarragon_hpc.errors import ConfigError
 from tarragon_hpc.ids import Incarnation, Role, parse_worker_id
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from tarragon_hpc.config import Config, SlurmConfig
+    from tarragon_hpc.config import Config, NodesConfig, SlurmConfig
 
 Directives = dict[str, str | int | bool]
 """Names of sbatch's long options; True: without a value."""
@@ -134,20 +134,35 @@ def _of_nodes(
     whole = slots == config.slots
     if gpus and config.gpus_per_node:
         count = config.gpus_per_node if whole else slots * config.gpus_per_slot
-        kind = f"{config.gpu_type}:{count}" if config.gpu_type else str(count)
-        flags[slurm.gpu_flag] = f"gpu:{kind}" if slurm.gpu_flag == "gres" else kind
+        flag, value = gpu_request(slurm, config, count)
+        flags[flag] = value
     if config.memory is not None:
         flags["mem"] = config.memory if whole else _share(config.memory, slots, config.slots)
+    flags |= where(slurm, config)
+    # Recovery is ours: a requeue starts everything anew, two minutes later at the earliest.
+    return flags | {"time": slurm.time, "no-requeue": True}
+
+
+def where(slurm: SlurmConfig, nodes: NodesConfig) -> Directives:
+    """Which nodes, and on whose account."""
     named = {
-        "partition": config.partition,
-        "constraint": config.constraint,
+        "partition": nodes.partition,
+        "constraint": nodes.constraint,
         "account": slurm.account,
         "qos": slurm.qos,
         "reservation": slurm.reservation,
     }
-    flags |= {name: value for name, value in named.items() if value is not None}
-    # Recovery is ours: a requeue starts everything anew, two minutes later at the earliest.
-    return flags | {"time": slurm.time, "no-requeue": True}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def site_flags(slurm: SlurmConfig) -> Directives:
+    """The flags that the site adds."""
+    return {key.lstrip("-"): value for key, value in slurm.directives.items()}
+
+
+def skipped(slurm: SlurmConfig) -> set[str]:
+    """The flags that the site wants to be left out."""
+    return {key.lstrip("-") for key in slurm.directives_skip}
 
 
 def _text(
@@ -162,11 +177,11 @@ def _text(
     for number, block in enumerate(blocks):
         if number:
             lines.append("#SBATCH hetjob")
-        theirs = {key.lstrip("-"): value for key, value in slurm.directives.items()}
+        theirs = site_flags(slurm)
         flags = block | theirs
         if "exclude" in block and "exclude" in theirs:
             flags["exclude"] = f"{block['exclude']},{theirs['exclude']}"
-        skip = {key.lstrip("-") for key in slurm.directives_skip}
+        skip = skipped(slurm)
         lines += [_directive(k, v) for k, v in flags.items() if k not in skip and v is not False]
     lines.append("")
     lines += shell_lines(slurm)

@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from tarragon_hpc.cluster.client import query_status
-from tarragon_hpc.cluster.rendezvous import CONFIG, LOGS, read_head
+from tarragon_hpc.cluster.rendezvous import CONFIG, LOGS, known_head
 from tarragon_hpc.cluster.slurm.jobs import jobs_of
 from tarragon_hpc.cluster.slurm.script import HEAD_LOG
 from tarragon_hpc.cluster.slurm.standing import DEAD, HEADLESS, standing
@@ -48,7 +48,7 @@ async def slurm_status(run_dir: Path, watch: QueueWatch, *, fresh: bool = False)
     """The run; never raises because the head or Slurm is silent: "state" and "reason" say so."""
     jobs = jobs_of(run_dir)
     look = await watch.look([job.job for job in jobs], fresh=fresh)
-    record = _record(run_dir)
+    record = known_head(run_dir)
     status: dict[str, Any] = _nothing(run_dir.name)
     if record is not None:
         try:
@@ -131,13 +131,6 @@ def _nothing(run: str) -> dict[str, Any]:
         "run": run, "state": None, "reason": "", "endpoint": None, "epoch": 0, "workers": [],
         "failures": [],
     }  # fmt: skip
-
-
-def _record(run_dir: Path) -> HeadRecord | None:
-    try:
-        return read_head(run_dir)
-    except ClusterError:
-        return None
 
 
 def _here(record: HeadRecord) -> bool:

@@ -8,8 +8,10 @@ place that is not free. `--jobid` is given, since who starts steps need not be p
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
+
+from tarragon_hpc.cluster.slurm.resources import gpu_request
+from tarragon_hpc.cluster.slurm.script import shell_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,8 +57,7 @@ def side_step(
 
 def prepared(command: Sequence[str], slurm: SlurmConfig) -> list[str]:
     """A command after the shell lines that the site needs before every process."""
-    lines = [f"module load {shlex.join(slurm.modules)}"] if slurm.modules else []
-    lines += [slurm.prologue] if slurm.prologue.strip() else []
+    lines = shell_lines(slurm)
     if not lines:
         return list(command)
     return ["bash", "-c", "\n".join([*lines, 'exec "$@"']), "bash", *command]
@@ -102,7 +103,5 @@ def _step(
 def _gpu(slurm: SlurmConfig, nodes: NodesConfig) -> list[str]:
     if not nodes.gpus_per_slot:
         return ["--gres=none"]
-    count = f"{nodes.gpu_type}:{nodes.gpus_per_slot}" if nodes.gpu_type else nodes.gpus_per_slot
-    if slurm.gpu_flag == "gpus-per-node":
-        return [f"--gpus-per-node={count}"]
-    return [f"--gres=gpu:{count}"]
+    flag, value = gpu_request(slurm, nodes, nodes.gpus_per_slot)
+    return [f"--{flag}={value}"]
