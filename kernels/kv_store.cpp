@@ -59,6 +59,11 @@ std::vector<std::pair<uint64_t, uint32_t>> KvStore::prefixes() {
     return found;
 }
 
+std::vector<uint32_t> KvStore::row_bytes() {
+    const std::lock_guard lock(mutex_);
+    return shape_ ? shape_->row_bytes : std::vector<uint32_t>{};
+}
+
 KvStore::Answer KvStore::answer(const Frame &f) {
     const KvHeader &h = f.header;
     if (h.kind == kKvHello)

@@ -33,6 +33,7 @@ public:
     void expire(double now);
     KvStats stats();
     std::vector<std::pair<uint64_t, uint32_t>> prefixes();
+    std::vector<uint32_t> row_bytes();
 
 private:
     struct Answer {

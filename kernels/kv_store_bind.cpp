@@ -55,6 +55,17 @@ nb::dict prefixes(KvStore &store) {
     return by_key;
 }
 
+nb::tuple row_bytes(KvStore &store) {
+    std::vector<uint32_t> found;
+    {
+        const nb::gil_scoped_release release;
+        found = store.row_bytes();
+    }
+    nb::list sizes;
+    for (const uint32_t size : found) sizes.append(size);
+    return nb::tuple(sizes);
+}
+
 }  // namespace
 
 void bind_kv_store(nb::module_ &m) {
@@ -67,5 +78,6 @@ void bind_kv_store(nb::module_ &m) {
         .def("client_lost", &KvStore::client_lost, Unlocked(), nb::arg("client"), nb::arg("now"))
         .def("expire", &KvStore::expire, Unlocked(), nb::arg("now"))
         .def("stats", &stats)
-        .def("prefixes", &prefixes);
+        .def("prefixes", &prefixes)
+        .def("row_bytes", &row_bytes);
 }

@@ -26,6 +26,7 @@ from tarragon_hpc.wire.to_worker import (
     Drain,
     Fence,
     Load,
+    Save,
     Shutdown,
     Stores,
     Submit,
@@ -144,10 +145,8 @@ class ServingLoop:
                 self._draining = self._draining or message.reason
             case Shutdown():
                 self._leaving = message.reason
-            case (
-                Welcome() | Fence() | Load() | Unload() | Stores()
-            ):  # heard elsewhere, or not for an AW
-                pass
+            case Welcome() | Fence() | Load() | Unload() | Save():
+                pass  # heard elsewhere, or not for an AW
             case _:
                 assert_never(message)
 

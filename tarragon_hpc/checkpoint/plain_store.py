@@ -107,8 +107,12 @@ class PlainStore:
         }
 
     def prefixes(self) -> dict[int, int]:
-        """How many positions are committed, by key."""
+        """How many positions are committed, by key. From any thread."""
         return {key: kept.ledger.committed for key, kept in self._requests.kept.items()}
+
+    def row_bytes(self) -> tuple[int, ...]:
+        """Bytes of a row of each layer; empty before the first Hello. From any thread."""
+        return self._row_bytes
 
     def _answer(self, client: int, header: kv.Header, frame: memoryview, room: int) -> _Answer:
         if header.kind == kv.HELLO:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # The longest sleep: how late an orphan is forgotten, and a stop noticed if its ring got lost.
 _IDLE_S = 1.0
 
+OURSELVES = 0
+"""The client that wrote what was read from a file (`saved.py`). AWs have higher numbers."""
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ class StoreServer:
         self._bell = bell
         self._channels: dict[int, ServerChannel] = {}  # by the number that the store knows
         self._numbers = itertools.count(1)
+        self._met = False
         self._complained: set[int] = set()
         self._stop: str | None = None
 
@@ -66,6 +70,9 @@ class StoreServer:
         """One round: a frame of each client that has one, or a sleep if none has."""
         seen = self._bell.value()
         for channel in self._listener.accepted():
+            if not self._met:  # AWs have come: they look for what was saved now, or never
+                self._met = True
+                self._store.client_lost(OURSELVES, time.monotonic())
             self._channels[next(self._numbers)] = channel
             log.info("%s.%d connected", channel.peer, channel.peer_incarnation)
         busy = False

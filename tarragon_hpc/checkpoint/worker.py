@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from typing import TYPE_CHECKING
 
 from tarragon_hpc import native
+from tarragon_hpc.checkpoint.archive import Archive
 from tarragon_hpc.checkpoint.server import StoreServer
 from tarragon_hpc.errors import ClusterError
 from tarragon_hpc.transport.auto import make_listener
@@ -19,10 +21,12 @@ from tarragon_hpc.transport.turns import take_turns
 from tarragon_hpc.wire.link import WorkerContext, WorkerLink
 from tarragon_hpc.wire.notice import Terminator
 from tarragon_hpc.wire.to_head import Ready, Stopping
-from tarragon_hpc.wire.to_worker import Drain, Shutdown, ToWorker, Welcome
+from tarragon_hpc.wire.to_worker import Drain, Save, Shutdown, ToWorker, Welcome
 
 if TYPE_CHECKING:
-    from tarragon_hpc.checkpoint.server import Store
+    from collections.abc import Callable
+
+    from tarragon_hpc._native import KvStore
     from tarragon_hpc.config.schema import CheckpointConfig
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class _Orders:
         self._welcome: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stop: str | None = None
         self._server: StoreServer | None = None
+        self._save: Callable[[Save], None] | None = None
 
     @property
     def stopped(self) -> str | None:
@@ -46,6 +51,8 @@ class _Orders:
         match message:
             case Welcome():
                 self._welcome.put(None)
+            case Save() if self._save is not None:
+                threading.Thread(target=self._save, args=[message], daemon=True).start()
             case Drain() | Shutdown():
                 self.stop(message.reason)
             case _:
@@ -66,9 +73,11 @@ class _Orders:
         """Until the worker belongs to the run, or is to stop."""
         self._welcome.get()
 
-    def direct(self, server: StoreServer) -> None:
-        """From now on orders go to this server; what came before counts too."""
-        self._server = server
+    def direct(self, server: StoreServer, save: Callable[[Save], None]) -> None:
+        """From now on orders go to this server; what came before counts too. `save` is called in a
+        thread of its own: meanwhile the server serves, and whoever is in a hurry need not wait.
+        """
+        self._server, self._save = server, save
         if self._stop is not None:
             server.stop(self._stop)
 
@@ -98,8 +107,10 @@ def main(context: WorkerContext) -> int:
         reason = orders.stopped
         if reason is None:
             config = context.config.checkpoint
-            server = StoreServer(_make_store(config), listener, bell)
-            orders.direct(server)
+            store, archive = _make_store(config), Archive(context)
+            archive.read(store)
+            server = StoreServer(store, listener, bell)
+            orders.direct(server, lambda order: link.send(archive.write(store, order)))
             log.info("keeping up to %d MiB of KV", config.memory >> 20)
             link.send(Ready(context.worker, context.incarnation, {"memory": config.memory}))
             if context.shares_cpus:
@@ -113,7 +124,7 @@ def main(context: WorkerContext) -> int:
     return 0
 
 
-def _make_store(config: CheckpointConfig) -> Store:
+def _make_store(config: CheckpointConfig) -> KvStore:
     try:
         return native.module.KvStore(config.memory, check=config.checksums)
     except MemoryError:

@@ -29,6 +29,7 @@ from tarragon_hpc.cluster.rendezvous import (
 )
 from tarragon_hpc.cluster.reporter import Reporter
 from tarragon_hpc.cluster.roster import explain
+from tarragon_hpc.cluster.saving import Saving
 from tarragon_hpc.cluster.slurm.chain import own_job
 from tarragon_hpc.cluster.succession import (
     adopt,
@@ -42,6 +43,7 @@ from tarragon_hpc.cluster.succession import (
 from tarragon_hpc.cluster.tenure import Guarded, Tenure
 from tarragon_hpc.gateway.app import create_app
 from tarragon_hpc.gateway.request_log import RequestLog
+from tarragon_hpc.gateway.restore import first_attempt
 from tarragon_hpc.gateway.server import HttpServer, listen
 from tarragon_hpc.gateway.sessions import Sessions
 from tarragon_hpc.gateway.tls import server_context
@@ -60,13 +62,14 @@ from tarragon_hpc.transport.auto import check
 from tarragon_hpc.wire.seeking import ALIVE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
     from tarragon_hpc.cluster.ending import Ending
     from tarragon_hpc.cluster.spec import WorkerSpec
     from tarragon_hpc.config import Config
+    from tarragon_hpc.gateway.keeper import Keeper
     from tarragon_hpc.wire.to_head import Note
 
 # About so much is loaded before an EW says what it holds by then.
@@ -100,6 +103,8 @@ class Parts:
     timeline: Timeline
     suspend: Callable[[str], None]
     """Leave the requests that are kept to the next head, for this reason."""
+    save: Callable[[float], Awaitable[None]]
+    """Leave their KV to its stores, in so many seconds."""
 
 
 async def assemble(
@@ -208,6 +213,7 @@ async def assemble(
     http = HttpServer(app, door, tls=tls)
     endpoint = gateway_url(config.gateway.host, http.port, secure=tls is not None)
     info = RunInfo(path.name, path, endpoint)
+    saving = Saving(lambda: orchestrator, timeline.record)
     control = ControlServer(
         run_secret(path),
         workers=orchestrator,
@@ -216,6 +222,7 @@ async def assemble(
         stop=ending.ask,
         note=note,
         dropped=lambda cause: metrics.dropped_connections.labels(cause).inc(),
+        saved=saving.on_saved,
         tls=issue(path) if config.cluster.tls else None,
         alive_s=None if config.cluster.backend == "local" else ALIVE_S,
     )
@@ -243,9 +250,15 @@ async def assemble(
     else:
         timeline.record("head changed", head=number, host=head.host)
     # Nothing can have been admitted before.
-    if taken_over := app.state.keeper.take_over(path, number):
+    keeper: Keeper = app.state.keeper
+    if taken_over := keeper.take_over(path, number):
         timeline.record("requests taken over", count=taken_over)
-    return Parts(info, sessions, orchestrator, reporter, timeline, app.state.keeper.suspend)
+
+    async def save(seconds: float) -> None:
+        if config.checkpoint.save_at_handover:
+            await saving.save(keeper.unfinished(), first_attempt(number + 1) - 1, seconds)
+
+    return Parts(info, sessions, orchestrator, reporter, timeline, keeper.suspend, save)
 
 
 def full_status(info: RunInfo, orchestrator: Orchestrator, sessions: Sessions) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tarragon_hpc.wire.to_head import (
     Refused,
     Register,
     Resumed,
+    Saved,
     ScaleRun,
     StandBy,
     StatusQuery,
@@ -102,6 +103,7 @@ class ControlServer:
         stop: Callable[[float], Awaitable[None]],
         note: Callable[[Note], None],
         dropped: Callable[[str], None],
+        saved: Callable[[Saved], None],
         tls: ssl.SSLContext | None = None,
         alive_s: float | None = None,
     ) -> None:
@@ -114,6 +116,7 @@ class ControlServer:
         self._stop = stop
         self._note = note
         self._dropped = dropped
+        self._saved = saved
         self._tls = tls
         self._alive_s = alive_s
         self._beat: asyncio.Task[None] | None = None
@@ -253,6 +256,8 @@ class ControlServer:
                 self._sequences.on_failed(message)
             case Resumed():
                 self._sequences.on_resumed(message)
+            case Saved():
+                self._saved(message)
             case _:
                 self._workers.receive(message)
         return True

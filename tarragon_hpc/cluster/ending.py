@@ -20,27 +20,36 @@ if TYPE_CHECKING:
 
     from tarragon_hpc.config import ClusterConfig
 
-# Of what is left until the time limit: for the workers to leave, and for Slurm to be early.
-RESERVE_S = 30.0
-# A job that is taken away has KillWait (30 s by default, but whatever the site says) to live.
+# Of what is left until the time limit, at least: for KV to be saved,
+SAVE_S = 15.0
+# and then for the workers to leave, and for Slurm to be early.
+LEAVE_S = 15.0
+# A job that is taken away has KillWait (30 s by default, but whatever the site says) to live, and
+# its workers wait for `wire.notice.NOTICE_S` only.
 HASTY_DRAIN_S = 2.0
+HASTY_SAVE_S = 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a signal asks for. drain_s: for running requests; None: as configured."""
+    """What a signal asks for. drain_s: for running requests; None: as configured. save_s: after
+    that, for what the stores keep of the others.
+    """
 
     reason: str
     handover: bool = False
     drain_s: float | None = None
+    save_s: float = HASTY_SAVE_S
 
 
 def meaning(number: int, cluster: ClusterConfig) -> Wish:
     """What the head does on a signal. Pure."""
     if number == signal.SIGUSR2:
-        left = max(0.0, cluster.slurm.signal_s - RESERVE_S)
-        return Wish("the job's time limit is near", True, min(cluster.drain_timeout_s, left))
+        left = cluster.slurm.signal_s - LEAVE_S
+        drain_s = min(cluster.drain_timeout_s, max(0.0, left - SAVE_S))
+        save_s = max(HASTY_SAVE_S, left - drain_s)
+        return Wish("the job's time limit is near", True, drain_s, save_s)
     if number == signal.SIGTERM and cluster.backend == "slurm":
         reason = "the job is being ended (SIGTERM: preemption, scancel or its time limit)"
         return Wish(reason, True, min(cluster.drain_timeout_s, HASTY_DRAIN_S))
@@ -59,6 +68,7 @@ class Ending:
         self.hurry = asyncio.Event()
         self.ended = asyncio.Event()
         self.drain_s = cluster.drain_timeout_s
+        self.save_s = HASTY_SAVE_S
         self.reason = "the head was told to stop"
         self.handover = False
         self._cluster = cluster
@@ -90,7 +100,7 @@ class Ending:
         await self.ended.wait()
 
     def _begin(self, wish: Wish) -> None:
-        self.reason, self.handover = wish.reason, wish.handover
+        self.reason, self.handover, self.save_s = wish.reason, wish.handover, wish.save_s
         if wish.drain_s is not None:
             self.drain_s = wish.drain_s
         self.stop.set()

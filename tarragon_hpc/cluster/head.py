@@ -136,6 +136,8 @@ async def _wind_down(parts: Parts, ending: Ending, run: asyncio.Task[State]) -> 
         parts.orchestrator.drain(ending.reason, ending.drain_s)
         await _first(run, parts.sessions.quiet(ending.drain_s), ending.hurry.wait())
     if ending.handover:
+        # Before they are ended here: with that the stores would forget them.
+        await _first(run, parts.save(ending.save_s), ending.hurry.wait())
         words = f"{ending.reason}; come back to it: the service goes on after that"
         parts.suspend(words)
     if parts.orchestrator.state.phase is RunPhase.DRAINING:

@@ -127,6 +127,10 @@ class CheckpointConfig(Section):
         256 << 20, description="per second and AW: KV sent anew after the loss of a store"
     )
 
+    save_at_handover: bool = Field(
+        True, description="KV of unfinished requests goes to the run directory for the next job"
+    )
+
     pause_every: int | None = Field(
         None,
         gt=0,

@@ -67,7 +67,7 @@ class Keeper:
         self._service = service
         self._notes = notes
         self._keep_s = keep_s
-        self._names: dict[Replay | Answer, str] = {}
+        self._kept: dict[Replay | Answer, Kept] = {}
         self._replays = Shelf[Replay](limit, self._forget)
         self._answers = Shelf[Answer](limit, self._forget)
         self._waking: asyncio.Task[None] | None = None
@@ -128,6 +128,16 @@ class Keeper:
         if things:
             self._waking = asyncio.create_task(self._wake(things), name="keeper")
         return len(things)
+
+    def unfinished(self) -> list[str]:
+        """The sequences, by the names that workers know, that the next head would go on with."""
+        return [
+            sequence
+            for thing, kept in self._kept.items()
+            if not thing.ended
+            for sequence, log in zip(kept.opened.sequences, kept.logs, strict=True)
+            if log.finish is None
+        ]
 
     def suspend(self, reason: str) -> None:
         """The next head goes on with all of this: nothing more is written down or made here.
@@ -205,7 +215,7 @@ class Keeper:
         source = events(generation, form, request.stream_options)
         drop = self._replays.drop
         replay = Replay(kept.opened.id, generation, source, self._keep_s, drop, asleep=asleep)
-        self._names[replay] = kept.name
+        self._kept[replay] = kept
         self._replays.put(replay, bytes.fromhex(kept.opened.holder), kept.opened.names)
         replay.begin()
         return replay
@@ -221,10 +231,10 @@ class Keeper:
         asked = digest(opened.kind, msgspec.json.decode(opened.body))
         drop = self._answers.drop
         answer = Answer(key, generation, source(), asked, self._keep_s, drop, asleep=asleep)
-        self._names[answer] = kept.name
+        self._kept[answer] = kept
         self._answers.put(answer, bytes.fromhex(opened.holder), [key])
         answer.begin()
         return answer
 
     def _forget(self, thing: Replay | Answer) -> None:
-        self._notes.forgotten(self._names.pop(thing))
+        self._notes.forgotten(self._kept.pop(thing).name)

@@ -132,8 +132,8 @@ def pack_header(header: Header) -> bytes:
     )  # fmt: skip
 
 
-def unpack_header(data: memoryview | bytes) -> Header:
-    """Parse a header and check it against the frame's length. Raises FrameError."""
+def read_header(data: memoryview | bytes) -> Header:
+    """Parse a header whose body may not be there yet. Raises FrameError."""
     if len(data) < HEADER_BYTES:
         raise FrameError("KV frame shorter than its header")
     magic, kind, flags, status, sequence, runs, rows, first, layers, _, body = _HEADER.unpack_from(
@@ -141,9 +141,15 @@ def unpack_header(data: memoryview | bytes) -> Header:
     )
     if magic != MAGIC:
         raise FrameError("not a KV frame")
-    if HEADER_BYTES + body > len(data):
-        raise FrameError(f"KV frame of {body} bytes exceeds its slot of {len(data)} bytes")
     return Header(kind, flags, status, sequence, runs, rows, first, layers, body)
+
+
+def unpack_header(data: memoryview | bytes) -> Header:
+    """Parse a header and check it against the frame's length. Raises FrameError."""
+    header = read_header(data)
+    if HEADER_BYTES + header.body > len(data):
+        raise FrameError(f"KV frame of {header.body} bytes exceeds its slot of {len(data)} bytes")
+    return header
 
 
 def pack_run(run: Run) -> bytes:

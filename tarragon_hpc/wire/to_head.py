@@ -155,6 +155,19 @@ class Notice(Message, frozen=True):
     reason: str
 
 
+class Saved(Message, frozen=True):
+    """Answer to Save. tokens: positions of so many requests that are in the file, of `nbytes`.
+    problem: why there is not more, or nothing.
+    """
+
+    worker: str
+    incarnation: int
+    requests: int
+    tokens: int
+    nbytes: int
+    problem: str = ""
+
+
 class Stopping(Message, frozen=True):
     """The worker is about to exit in good order; nothing is owed any more."""
 
@@ -212,6 +225,7 @@ ToHead: TypeAlias = (
     | Masked
     | Holding
     | Notice
+    | Saved
     | Stopping
     | StatusQuery
     | StandBy

@@ -68,6 +68,16 @@ class Stores(Message, frozen=True):
     peers: list[Peer]
 
 
+class Save(Message, frozen=True):
+    """Write what is kept of these requests into the run directory, for `seconds` at most, and let
+    no attempt up to this one change it any more. Answered with `Saved`.
+    """
+
+    requests: list[str]
+    attempt: int
+    seconds: float
+
+
 class Drain(Message, frozen=True):
     """Finish what runs, take nothing new, then send Stopping and exit."""
 
@@ -91,5 +101,5 @@ class Alive(Message, frozen=True):
 
 
 ToWorker: TypeAlias = (
-    Welcome | Table | Stores | Load | Unload | Submit | Abort | Drain | Shutdown | Fence
+    Welcome | Table | Stores | Load | Unload | Submit | Abort | Save | Drain | Shutdown | Fence
 )

@@ -1,8 +1,12 @@
-"""The head is killed and vLLM is not: over two heads its clients read what one would have told."""
+"""Over two heads clients read what one would have told: the first one is killed and vLLM is not, or
+both end for the next job.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +39,16 @@ class Vllm(Run):
             )
         return self.processes[-1]
 
+    def hand_over(self):
+        """As near the time limit."""
+        self.processes[-1].send_signal(signal.SIGUSR2)
+        assert self.processes[-1].wait(60) == 0
+
+    def told(self, event):
+        """What the timeline has of it."""
+        lines = (self.run_dir / "timeline.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
 
 @pytest.fixture
 def run(tiny_models, tmp_path):
@@ -46,7 +60,12 @@ def run(tiny_models, tmp_path):
             "checkpoint": {"stores": 1},
             "transport": {"interface": "lo", "spin_us": 0},
             "gateway": {"port": 0, "resume_s": 120},
-            "cluster": {"backend": "slurm", "head_lease_s": 120, "start_timeout_s": 180},
+            "cluster": {
+                "backend": "slurm",
+                "head_lease_s": 120,
+                "start_timeout_s": 180,
+                "drain_timeout_s": 0.2,
+            },
         }
     )
     one = Vllm(create_run(config, tmp_path / "run"))
@@ -58,7 +77,8 @@ def pids(workers):
     return {w["id"]: w["pid"] for w in workers}
 
 
-def test_streams_over_two_heads(run):
+@pytest.mark.parametrize("end", ["killed", "handed over"])
+def test_streams_over_two_heads(run, end):
     async def scenario() -> None:
         endpoint = await run.next()
         before = (await asyncio.to_thread(run.status))["workers"]
@@ -69,12 +89,12 @@ def test_streams_over_two_heads(run):
         async with asyncio.timeout(100):
             while any(c.events < 30 for c in clients):
                 await asyncio.sleep(0.01)
-        run.kill()
+        await asyncio.to_thread(run.kill if end == "killed" else run.hand_over)
         assert not any(task.done() for task in reading)
         endpoint = await run.next()
         await asyncio.gather(*reading)
         after = await asyncio.to_thread(run.status)
-        assert pids(after["workers"]) == pids(before), "not re-adopted"
+        assert (pids(after["workers"]) == pids(before)) == (end == "killed"), "not re-adopted"
         async with httpx.AsyncClient(timeout=120) as http:
             for client in clients:
                 assert client.broken
@@ -92,5 +112,11 @@ def test_streams_over_two_heads(run):
         requests = after["requests"]
         assert requests["restored"] + requests["recomputed"] == 7
         assert requests["restored"] > 0, "no KV came from the store"
+        resumed = run.told("request resumed")
+        if end == "handed over":
+            (saved,) = run.told("kv saved")
+            assert (saved["worker"], saved["requests"]) == ("cs0", 7)
+            assert not list((run.run_dir / "kv").iterdir()), "it was not read"
+            assert sum(line["restored"] for line in resumed) >= 0.8 * saved["tokens"]
 
     asyncio.run(scenario())

@@ -34,6 +34,7 @@ from tarragon_hpc.wire.to_head import (
     Ready,
     Refused,
     Resumed,
+    Saved,
     Stopping,
     TableApplied,
     Tokens,
@@ -42,6 +43,7 @@ from tarragon_hpc.wire.to_worker import (
     Abort,
     Drain,
     Load,
+    Save,
     Shutdown,
     Stores,
     Submit,
@@ -113,6 +115,8 @@ def main(context: WorkerContext) -> int:
                 assert holds >= set(message.experts)
                 holds -= set(message.experts)
                 link.send(Holding(*me, sorted(holds)))
+            case Save():
+                link.send(Saved(*me, len(message.requests), message.attempt, 64, "as it was told"))
             case Drain():
                 draining = message
             case Stores():

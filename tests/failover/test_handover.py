@@ -64,6 +64,27 @@ def test_near_the_time_limit_what_is_short_is_finished_and_the_rest_told_to_come
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("save", [True, False])
+def test_the_stores_save_what_the_next_head_goes_on_with_and_only_that(make_config, serving, save):
+    async def scenario():
+        checkpoint = {"stores": 2, "memory": "1MiB", "save_at_handover": save}
+        config = make_config(checkpoint=checkpoint, cluster={"drain_timeout_s": 0.1})
+        async with serving(config) as service:
+            for more in ({}, {"resumable": True, "n": 2}):
+                asyncio.create_task(read(service, LONG | {"stream": True} | more))
+            await service.until(lambda s: s["requests"]["running"] == 3)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert await asyncio.wait_for(service.task, 20) == 0
+        return [e for e in service.timeline() if e["event"] == "kv saved"]
+
+    saved = asyncio.run(scenario())
+    assert {e["worker"] for e in saved} == ({"cs0", "cs1"} if save else set())
+    for line in saved:
+        # Attempts of the next head, the second, begin with 2 << 20.
+        assert (line["requests"], line["tokens"]) == (2, (2 << 20) - 1)
+        assert line["problem"] == "as it was told"
+
+
 def test_an_ordinary_stop_is_no_handover(make_config, serving):
     async def scenario():
         async with serving(make_config()) as service:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,8 @@ from tarragon_hpc.transport.base import Geometry
 from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.wire import kv
 from tarragon_hpc.wire.kv import Run
-from tarragon_hpc.wire.to_head import Heartbeat, Ready, Register, Stopping
-from tarragon_hpc.wire.to_worker import Drain, Shutdown, Welcome
+from tarragon_hpc.wire.to_head import Heartbeat, Ready, Register, Saved, Stopping
+from tarragon_hpc.wire.to_worker import Drain, Save, Shutdown, Welcome
 from tests.unit.checkpoint.frames import ROW_BYTES, ask, hello, put, read_fetch
 from tests.unit.expert.conftest import SECRET, TIMEOUT_S, FakeHead
 
@@ -102,10 +103,7 @@ def test_keeps_what_an_aw_sends_and_says_so(running):
     running.head.send("cs0", Welcome(1))
     assert running.head.take("cs0", Ready) == Ready("cs0", 1, {"memory": 1 << 20})
     bell = ProcessDoorbell()
-    connector = make_connector(
-        TransportConfig(), worker="aw0", incarnation=1, secret=SECRET, bell=bell
-    )
-    channel = connector.connect("cs0", 1, register.address, Geometry(2, 4096, 4096))
+    channel = connect(running, register, bell)
     run = Run(5, 1, 0, 0, 20)
     for frame in (hello(sequence=1), put(2, [run])):
         assert kv.unpack_header(exchange(channel, bell, frame)).status == kv.STATUS_OK
@@ -123,6 +121,55 @@ def test_keeps_what_an_aw_sends_and_says_so(running):
     heavy, later = out.splitlines()
     assert (status, heavy) == (0, ""), err
     assert later == "", "a fork server imports the worker only"
+
+
+def connect(running, register, bell):
+    connector = make_connector(
+        TransportConfig(), worker="aw0", incarnation=1, secret=SECRET, bell=bell
+    )
+    return connector.connect("cs0", 1, register.address, Geometry(2, 4096, 4096))
+
+
+def test_what_it_saves_is_what_the_next_one_begins_with(running):
+    bell = ProcessDoorbell()
+    run = Run(kv.request_key("seq-1"), 1, 0, 0, 20)
+    channel = connect(running, running.start(), bell)
+    running.head.send("cs0", Welcome(1))
+    running.head.take("cs0", Ready)
+    for frame in (hello(sequence=1), put(2, [run])):
+        exchange(channel, bell, frame)
+    running.head.send("cs0", Save(["seq-1", "seq-2"], 9, 5.0))
+    saved = running.head.take("cs0", Saved)
+    (path,) = (Path(running.directory) / "kv").iterdir()
+    assert saved == Saved("cs0", 1, 1, 20, path.stat().st_size)
+    assert (path.name, path.stat().st_mode & 0o777) == ("cs0.kv", 0o600)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    channel.close()
+    running.head.send("cs0", Shutdown("stop"))
+    running.head.take("cs0", Stopping)
+    assert running.end()[0] == 0
+    channel = connect(running, running.start(), bell)
+    running.head.send("cs0", Welcome(1))
+    running.head.take("cs0", Ready)
+    assert not path.exists()
+    exchange(channel, bell, hello(sequence=1))
+    exchange(channel, bell, ask(kv.LOOK, 2, run._replace(attempt=10)))
+    answer = exchange(channel, bell, ask(kv.FETCH, 3, run._replace(attempt=10)))
+    assert len(read_fetch(answer, ROW_BYTES).rows) == 20
+    channel.close()
+
+
+def test_a_run_directory_that_cannot_be_written_is_named(running):
+    (Path(running.directory) / "kv").write_text("in the way")
+    running.start()
+    running.head.send("cs0", Welcome(1))
+    running.head.take("cs0", Ready)
+    running.head.send("cs0", Save([], 9, 5.0))
+    saved = running.head.take("cs0", Saved)
+    assert (saved.requests, saved.nbytes) == (0, 0)
+    assert saved.problem.endswith("/kv: File exists")
+    running.head.send("cs0", Shutdown("stop"))
+    assert running.end()[0] == 0
 
 
 @pytest.mark.parametrize("how", ["shutdown", "sigterm"])

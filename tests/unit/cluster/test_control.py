@@ -77,6 +77,7 @@ async def server():
         stop=recorder.stop,
         note=recorder.receive,
         dropped=recorder.dropped,
+        saved=recorder.receive,
     )
     port = await server.start("127.0.0.1")
     try:

@@ -33,6 +33,7 @@ async def head(context=None):
         stop=None,
         note=None,
         dropped=drops.append,
+        saved=None,
         tls=context,
     )
     port = await server.start("127.0.0.1")

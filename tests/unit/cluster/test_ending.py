@@ -38,6 +38,9 @@ def test_a_drain_never_takes_more_than_the_time_that_is_left():
     assert meaning(signal.SIGUSR2, cluster(drain_s=20)).drain_s == 20
     assert meaning(signal.SIGTERM, cluster(drain_s=20)).drain_s == 2
     assert meaning(signal.SIGTERM, cluster(drain_s=1)).drain_s == 1
+    assert meaning(signal.SIGUSR2, cluster(drain_s=1000)).save_s == 15
+    assert meaning(signal.SIGUSR2, cluster(drain_s=20)).save_s == 145
+    assert meaning(signal.SIGTERM, cluster(drain_s=20)).save_s == 5
     assert meaning(signal.SIGINT, cluster()) == Wish("the head was told to stop")
 
 
