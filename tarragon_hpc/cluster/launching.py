@@ -10,9 +10,11 @@ from tarragon_hpc.cluster.devices import usable_cpus, usable_gpus
 from tarragon_hpc.cluster.forking import ForkServers
 from tarragon_hpc.cluster.local import LocalLauncher, check_prefixes
 from tarragon_hpc.cluster.places import Places
+from tarragon_hpc.cluster.rendezvous import TIMELINE
 from tarragon_hpc.cluster.slurm import jobs
 from tarragon_hpc.cluster.slurm.absent import look_for
 from tarragon_hpc.cluster.slurm.allocation import SQUEUE_FORMAT, of_environment, of_queue
+from tarragon_hpc.cluster.slurm.bad_nodes import recalled
 from tarragon_hpc.cluster.slurm.chain import own_job
 from tarragon_hpc.cluster.slurm.commands import SlurmError, acall
 from tarragon_hpc.cluster.slurm.launcher import SlurmLauncher
@@ -22,6 +24,7 @@ from tarragon_hpc.cluster.slurm.step_launcher import StepLauncher
 from tarragon_hpc.cluster.slurm.watch import QueueWatch
 from tarragon_hpc.cluster.spec import plan_steps, plan_workers
 from tarragon_hpc.errors import ClusterError
+from tarragon_hpc.observe.timeline import read_timeline
 from tarragon_hpc.orchestrator.state import Phase, RunPhase, State
 from tarragon_hpc.transport.interfaces import (
     LOOPBACK,
@@ -88,6 +91,7 @@ async def make_launcher(
             step_of=lambda who: orchestrator().step_of(who),
             calm=lambda: is_calm(orchestrator().state),
         )
+    launcher.recall(recalled(read_timeline(run_dir / TIMELINE)))
     return launcher
 
 

@@ -12,6 +12,7 @@
         work.json        what the run is there for, if it was prepared for a job
         jobs/            the Slurm jobs of the run, one file each
         requests.N.jsonl what the N-th head knows of the requests that are to survive it, mode 0600
+        kv/              at a handover: what each store keeps, for the next job, mode 0600
         results/         of a batch in a job: a part for each head; report.json, report.txt
         logs/            one file per worker and incarnation
 

@@ -76,7 +76,7 @@ def availability(state: State) -> Availability:
     if state.reviving:
         return Availability(False, f"the run is being continued: {state.waiting_for()}")
     if not any(w.serves and not w.draining for w in state.of(Role.AW)):
-        coming = "; ".join(filter(None, map(trouble, state.of(Role.AW))))
+        coming = "; ".join(filter(None, map(trouble, state.of(Role.AW)))) or state.waiting_for()
         return Availability(False, f"no attention worker serves: {coming}")
     return Availability(True, "")
 

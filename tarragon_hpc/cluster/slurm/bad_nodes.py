@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 _CLEARLY = 2
 _REMEMBERED = 4096
@@ -51,3 +52,20 @@ class BadNodes:
             return after
         took = at - min(death.at for death in deaths if death.node == node)
         return after.blame(node, f"{count[node]} workers died there within {took:.0f} s")
+
+
+def recalled(timeline: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The nodes that earlier heads of the same job have avoided, and why.
+
+    Those of an earlier job are forgiven: Slurm has given the run its nodes anew.
+    """
+    avoided: dict[str, str] = {}
+    for line in timeline:
+        match line.get("event"):
+            case "node avoided":
+                avoided.setdefault(
+                    str(line["node"]), f"{line['reason']} (as an earlier head found)"
+                )
+            case "handover began":
+                avoided.clear()
+    return avoided

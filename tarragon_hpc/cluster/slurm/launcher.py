@@ -156,6 +156,12 @@ class SlurmLauncher:
         if self.steps is not None:
             self.steps.distrust(node, why)
 
+    def recall(self, reasons: Mapping[str, str]) -> None:
+        """Avoid what an earlier head has avoided; that has been told."""
+        for node, why in reasons.items():
+            self.bad = self.bad.blame(node, why)
+            self.distrust(node, why)
+
     def detach(self) -> None:
         """Let everything go on without this head: another one has taken over."""
         self._stop_looking()

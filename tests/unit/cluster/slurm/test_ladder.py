@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarragon_hpc.cluster.slurm.bad_nodes import BadNodes
+from tarragon_hpc.cluster.slurm.bad_nodes import BadNodes, recalled
 from tarragon_hpc.cluster.slurm.ladder import Promise, Rung, call_back, climb
 
 
@@ -41,6 +41,18 @@ def test_what_kills_everywhere_is_no_fault_of_nodes():
     for at in range(100):
         bad = bad.died(f"n{at % 4}", at)
     assert not bad.reasons
+
+
+def test_the_next_head_of_a_job_avoids_the_same_nodes_and_that_of_another_job_none():
+    lines = [
+        {"event": "node avoided", "node": "n1", "reason": "down"},
+        {"event": "handover began"},
+        {"event": "node avoided", "node": "n2", "reason": "drained"},
+        {"event": "head changed"},
+        {"event": "node avoided", "node": "n2", "reason": "down"},
+    ]
+    assert recalled(lines) == {"n2": "drained (as an earlier head found)"}
+    assert recalled(lines[:2]) == {}
 
 
 def test_the_first_reason_stays():
