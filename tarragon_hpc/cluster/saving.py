@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tarragon_hpc.ids import Role
 from tarragon_hpc.wire.to_worker import Save
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ class Saving:
         attempt: the last one of this head.
         """
         workers = self._workers()
-        self._owing = set(workers.state.stores.items()) if requests else set()
+        self._owing = _stores(workers.state) if requests else set()
         for worker, _ in self._owing:
             workers.send(worker, Save(requests, attempt, seconds))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds + _GRACE_S):
-                while self._owing & workers.state.stores.items():
+                while self._owing & _stores(workers.state):
                     self._answered.clear()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._answered.wait(), _LOOK_S)
@@ -76,3 +77,9 @@ class Saving:
 
     def _tell(self, worker: str, incarnation: int, **detail: Any) -> None:
         self._record("kv saved", worker=worker, incarnation=incarnation, **detail)
+
+
+def _stores(state: State) -> set[tuple[str, int]]:
+    """Those that can answer, given notice or not."""
+    stores = state.of(Role.CS)
+    return {(w.worker, w.incarnation) for w in stores if w.serves and w.responsive}

@@ -261,10 +261,12 @@ class State:
     @property
     def stores(self) -> dict[str, int]:
         """The checkpoint stores that AWs should use: their incarnations by their ids. One that is
-        unresponsive stays: it may be heard again, and nobody waits for it.
+        unresponsive stays: it may be heard again, and nobody waits for it. So does one that was
+        given notice in a run that ends: it is to save what it gets until then.
         """
-        serving = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING and w.stays)
-        return {w.worker: w.incarnation for w in serving}
+        last = self.phase is RunPhase.DRAINING
+        stores = (w for w in self.of(Role.CS) if w.phase is Phase.SERVING)
+        return {w.worker: w.incarnation for w in stores if w.stays or (w.noticed and last)}
 
     def links(self, worker: Worker) -> dict[str, Link]:
         """The connections of an AW to peers that are still there."""

@@ -68,6 +68,14 @@ class Batch:
         """So many results are there."""
         wait(lambda: self.lines >= count, limit_s, f"{count} results; {self.run.why()[-2000:]}")
 
+    def check_kv(self, handovers):
+        """At each of them the KV of running requests was saved, and then used."""
+        saved = self.run.told("kv saved")
+        assert len(saved) >= handovers, saved
+        assert all(line["requests"] and "problem" not in line for line in saved), saved
+        names = {line["request"] for line in self.run.told("request resumed") if line["restored"]}
+        assert len(names) >= sum(line["requests"] for line in saved) / 2, self.run.why()
+
     def answers(self, limit_s=400):
         """custom_id → tokens, once all jobs are over and every request has one result."""
         wait(lambda: not self.cluster.jobs(), limit_s, "the end of all jobs")
@@ -85,8 +93,12 @@ def batch(cluster, tiny_models, requests, tmp_path):
     """Factory: cluster.slurm → a Batch that was submitted."""
 
     def submit(**slurm):
+        # Requests are cut by the end of a job, and have KV to be saved.
         config = config_for(
-            tiny_models("mixtral"), attention={"max_num_seqs": 4}, cluster={"slurm": slurm}
+            tiny_models("mixtral"),
+            attention={"max_num_seqs": 4},
+            checkpoint={"restore": "always"},
+            cluster={"slurm": slurm, "drain_timeout_s": 0.3},
         )
         return Batch(cluster, tmp_path / "batch", config, requests)
 
@@ -132,6 +144,7 @@ def test_two_time_limits(batch, cluster, undisturbed):
     assert found.lines < REQUESTS, "the second limit came after the end"
     assert found.answers() == undisturbed
     assert len(found.run.jobs) >= 3
+    found.check_kv(2)
 
 
 def test_a_preemption(batch, cluster, undisturbed):
@@ -144,4 +157,5 @@ def test_a_preemption(batch, cluster, undisturbed):
     assert found.lines < REQUESTS, "the preemption came after the end"
     assert found.answers() == undisturbed
     assert len(found.run.jobs) >= 2
+    found.check_kv(1)
     assert cluster.state(first) not in ("RUNNING", "PENDING")

@@ -17,7 +17,11 @@ class World:
     """The orchestrator, as far as it matters, and what is said to it and by it."""
 
     def __init__(self, **stores):
-        self.state = SimpleNamespace(stores=stores)
+        self.stores = {
+            name: SimpleNamespace(worker=name, incarnation=n, serves=True, responsive=True)
+            for name, n in stores.items()
+        }
+        self.state = SimpleNamespace(of=lambda role: self.stores.values())
         self.sent, self.told = [], []
         self.saving = Saving(lambda: self, lambda event, **detail: self.told.append(detail))
 
@@ -50,9 +54,9 @@ def test_a_store_that_dies_or_says_nothing_is_not_waited_for(monkeypatch):
         world = World(cs0=1, cs1=1)
         task = asyncio.create_task(world.saving.save(["a"], 7, 60.0))
         await asyncio.sleep(0.01)
-        world.state.stores.clear()
+        world.stores["cs0"].serves = world.stores["cs1"].responsive = False
         await asyncio.wait_for(task, 5)
-        world.state.stores["cs2"] = 1
+        world.stores = World(cs2=1).stores
         await asyncio.wait_for(world.saving.save(["a"], 7, 0.0), 5)
         silent = {"incarnation": 1, "problem": "it did not answer"}
         assert world.told == [{"worker": f"cs{n}", **silent} for n in range(3)]

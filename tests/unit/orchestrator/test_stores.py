@@ -151,3 +151,12 @@ def test_news_of_an_older_incarnation_change_nothing(scenario):
     scenario.happen(ev.WorkerStarted, "aw0", 2, 101)
     scenario.happen(ev.StoresSent, "aw0", 1, {"cs0": 1})
     assert (scenario["aw0"].stores, scenario.state.stale) == ({}, 1)
+
+
+def test_a_store_that_was_given_notice_is_used_to_the_end_if_all_leave(scenario):
+    scenario.running()
+    for worker in ("cs0", "cs1"):
+        scenario.record(ev.WorkerNoticed(scenario.now, worker, 1, "SIGTERM"))
+    assert scenario.state.stores == {}
+    scenario.happen(ev.DrainBegan, "the job is being taken away", 2.0)
+    assert scenario.state.stores == {"cs0": 1, "cs1": 1}
