@@ -64,6 +64,8 @@ def explain(stderr: str, config: Config) -> TarragonError:
             key, told = parts[0].name, _size(parts[0])
         else:
             key, told = "nodes", "; ".join(f"{part.name}: {_size(part)}" for part in parts)
+        if any(part.config.slots == 1 and part.nodes > 1 for part in parts):
+            words += "; nodes.slots_per_node puts more than one worker on a node"
         return ConfigError(f"cluster.slurm.{key}", f"{told}: Slurm says: {words}")
     return UserError(f"cluster.slurm: Slurm says: {words}")
 
@@ -90,7 +92,8 @@ def slurms_words(stderr: str) -> str:
 def _size(part: Component) -> str:
     """What is asked for of one component, in words."""
     nodes = part.config
-    told = f"{part.nodes} nodes with {nodes.slots} x {nodes.cpus_per_slot} CPUs"
+    told = f"{part.nodes} node{'s' * (part.nodes != 1)} with"
+    told += f" {nodes.slots} x {nodes.cpus_per_slot} CPUs"
     if nodes.gpus_per_node:
         told += f" and {nodes.gpus_per_node} GPUs" + f" ({nodes.gpu_type})" * bool(nodes.gpu_type)
     told += f", memory {nodes.memory}" * bool(nodes.memory)

@@ -57,8 +57,14 @@ def config(**slurm):
         (
             {"nodes": {"gpus_per_node": 8, "gpu_type": "h100", "partition": "gpu"}},
             f"{FAILED}Requested node configuration is not available",
-            "cluster.slurm.nodes: 1 nodes with 8 x 4 CPUs and 8 GPUs (h100), partition gpu: Slurm"
+            "cluster.slurm.nodes: 1 node with 8 x 4 CPUs and 8 GPUs (h100), partition gpu: Slurm"
             " says: Requested node configuration is not available",
+        ),
+        (
+            {},
+            f"{FAILED}Requested node configuration is not available",
+            "cluster.slurm.nodes: 5 nodes with 1 x 4 CPUs: Slurm says: Requested node configuration"
+            " is not available; nodes.slots_per_node puts more than one worker on a node",
         ),
         (
             {"nodes": {"gpus_per_node": 2}},
