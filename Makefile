@@ -28,6 +28,9 @@ ifeq ($(GPU),)
 	$(PIP) install --no-compile -r requirements/cpu.lock
 	$(PIP) install --no-compile --no-deps $(ENGINE_CPU)
 	TARRAGON_PURE=1 $(PIP) install --no-deps --no-build-isolation -e .
+	@# On all cores, where pip uses one. Without it an AW that may write none compiles for 7 s at
+	@# each start. A few files of packages are no Python of this version.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 else
 	$(PIP) install -r requirements/build.txt
 	TARRAGON_PURE=1 $(PIP) install --no-build-isolation -e '.[gpu,test,bench]'
