@@ -21,7 +21,7 @@ from tarragon_hpc.errors import FrameError
 from tarragon_hpc.wire import kv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator, Set
 
 # No frame that was saved is larger, unless one token's rows are: then a file is not to be trusted.
 _MAX_BODY = 1 << 28
@@ -48,7 +48,7 @@ class Copied(NamedTuple):
 def save(
     store: Store,
     file: BinaryIO,
-    keys: Collection[int],
+    keys: Set[int],
     attempt: int,
     clock: Callable[[], float],
     deadline: float,
@@ -65,7 +65,7 @@ def save(
         return Copied(0, 0)
     source = _Source(store, RowLayout(row_bytes), attempt, clock, frame_bytes)
     file.write(source.hello())
-    held = {key: committed for key, committed in store.prefixes().items() if key in set(keys)}
+    held = {key: committed for key, committed in store.prefixes().items() if key in keys}
     requests = tokens = 0
     for key in sorted(held, key=lambda key: -held[key]):
         begun = False

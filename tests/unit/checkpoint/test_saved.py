@@ -28,7 +28,7 @@ def clock():
 def written(store, keys=(7, 8, 9), now=clock, deadline=1.0):
     """What is in the file, and what is said of it. Frames are short: the longest takes several."""
     file = io.BytesIO()
-    copied = save(store, file, keys, NEXT - 1, now, deadline, frame_bytes=4096)
+    copied = save(store, file, set(keys), NEXT - 1, now, deadline, frame_bytes=4096)
     return file.getvalue(), copied
 
 
