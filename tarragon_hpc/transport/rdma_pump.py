@@ -25,6 +25,15 @@ class Link(Protocol):
     def look(self, now: float) -> bool: ...
 
 
+class _Turn:
+    """One thread of the pump, and its own bell: an earlier one may not have ended yet."""
+
+    def __init__(self, pump: RdmaPump, name: str) -> None:
+        self.posted = threading.Event()
+        self.asleep = False
+        self.thread = threading.Thread(target=pump.run, args=[self], name=name, daemon=True)
+
+
 class RdmaPump:
     """Calls `look` of its links. `wake` after anything was posted, from any thread."""
 
@@ -33,9 +42,7 @@ class RdmaPump:
         self._clock = clock
         self._lock = threading.Lock()
         self._links: tuple[Link, ...] = ()
-        self._thread: threading.Thread | None = None
-        self._posted = threading.Event()
-        self._asleep = False
+        self._turn: _Turn | None = None
 
     def __repr__(self) -> str:
         return f"RdmaPump({self._name}, {len(self._links)} links)"
@@ -44,10 +51,10 @@ class RdmaPump:
         """Look after a link from now on."""
         with self._lock:
             self._links = (*self._links, link)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-        self._posted.set()
+            if self._turn is None:
+                self._turn = _Turn(self, self._name)
+                self._turn.thread.start()
+            self._turn.posted.set()
 
     def forget(self, link: Link) -> None:
         """Do not; links that it does not know are ignored. With the last one the thread ends, and
@@ -57,29 +64,30 @@ class RdmaPump:
             if link not in self._links:
                 return
             self._links = tuple(other for other in self._links if other is not link)
-            if self._links:
+            if self._links or self._turn is None:
                 return
-            thread, self._thread = self._thread, None
-            self._posted.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            turn, self._turn = self._turn, None
+            turn.posted.set()
+        if turn.thread is not threading.current_thread():
+            turn.thread.join()
 
     def wake(self) -> None:
         """Something is under way. Cheap while the thread is looking anyway."""
-        if self._asleep:
-            self._posted.set()
+        turn = self._turn
+        if turn is not None and turn.asleep:
+            turn.posted.set()
 
-    def _run(self) -> None:
-        me = threading.current_thread()
-        while self._thread is me:
+    def run(self, turn: _Turn) -> None:
+        """The thread of this turn, until it is over."""
+        while self._turn is turn:
             now = self._clock()
             looks = [link.look(now) for link in self._links]
             if any(looks):
                 time.sleep(POLL_S)
                 continue
-            self._posted.clear()
-            self._asleep = True
-            # Whatever was posted before `_asleep` was set has to be seen here: nobody wakes for it.
-            if self._thread is me and not any(link.busy for link in self._links):
-                self._posted.wait()
-            self._asleep = False
+            turn.posted.clear()
+            turn.asleep = True
+            # Whatever was posted before `asleep` was set has to be seen here: nobody wakes for it.
+            if self._turn is turn and not any(link.busy for link in self._links):
+                turn.posted.wait()
+            turn.asleep = False

@@ -83,6 +83,9 @@ class Resumable(threading.Thread):
         if line == "data: [DONE]":
             return True
         event = json.loads(line.removeprefix("data: "))
+        if "error" in event and event["error"]["code"] == "handover":
+            self.broken += 1  # to come back is what these last words ask for
+            return False
         if "error" in event:
             self.problem = str(event["error"])
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -287,3 +288,40 @@ def test_the_pump_looks_while_something_is_under_way_and_sleeps_otherwise():
     assert links[0].idle.wait(20)
     pump.forget(links[0])
     assert threading.active_count() == before
+
+
+class HeldLink(FakeLink):
+    """Whoever asks whether it is busy is held until it is released."""
+
+    def __init__(self):
+        super().__init__(0)
+        self.asked, self.release = threading.Event(), threading.Event()
+
+    @property
+    def busy(self):
+        self.asked.set()
+        assert self.release.wait(20)
+        return False
+
+    def look(self, now):
+        return False
+
+
+def test_a_thread_of_the_pump_ends_though_the_next_one_sleeps_already():
+    pump, held, other = RdmaPump("pump"), HeldLink(), FakeLink(0)
+    pump.add(held)
+    assert held.asked.wait(20)  # about to sleep
+    forgetting = threading.Thread(target=pump.forget, args=[held])
+    forgetting.start()
+    while repr(pump) != "RdmaPump(pump, 0 links)":
+        time.sleep(0.001)
+    pump.add(other)
+    time.sleep(0.05)  # it has nothing to do, and sleeps
+    held.release.set()
+    forgetting.join(20)
+    assert not forgetting.is_alive()
+    other.idle.clear()
+    other.left = 2
+    pump.wake()
+    assert other.idle.wait(20)
+    pump.forget(other)
