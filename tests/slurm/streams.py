@@ -20,14 +20,15 @@ _RETRY_S = 0.2
 class Resumable(threading.Thread):
     """A client with one stream, which it takes up again until it has all of it.
 
-    tokens: so far. events: the number of the last one. broken: how often the stream broke off.
+    tokens: so far. events: the number of the last one. broken: how often the stream, or the way to
+    the head, broke off. handed_over: how often a head that left said to come back.
     """
 
     def __init__(self, run: Run, prompt: Sequence[int], new_tokens: int, patience_s: float) -> None:
         super().__init__(daemon=True)
         self.tokens: list[int] = []
         self.events = 0
-        self.broken = 0
+        self.broken = self.handed_over = 0
         self.problem: str | None = None
         self._run = run
         self._name = ""
@@ -84,7 +85,7 @@ class Resumable(threading.Thread):
             return True
         event = json.loads(line.removeprefix("data: "))
         if "error" in event and event["error"]["code"] == "handover":
-            self.broken += 1  # to come back is what these last words ask for
+            self.handed_over += 1  # to come back is what these last words ask for
             return False
         if "error" in event:
             self.problem = str(event["error"])
