@@ -55,7 +55,9 @@ def wait_for_spares(people):
     logs = people.service.run_dir / "logs"
 
     def warm():
-        names = [s.name for s in people.service.cluster.steps(people.service.job)]
+        taken = {worker["step"] for worker in people.workers()}
+        steps = people.service.cluster.steps(people.service.job)
+        names = [step.name for step in steps if step.id not in taken]
         spares = [logs / f"{name}.srun" for name in names if name.startswith("spare")]
         return sum("ready after" in path.read_text() for path in spares if path.exists()) >= 2
 
@@ -123,10 +125,10 @@ def test_a_step_is_cancelled(whole, cluster, spare_slot_s, name):
 
 
 def test_a_spare_slot_serves_soon(spare_slot_s):
-    """The others may have met a busy machine, or a spare that was not warm yet."""
+    """All of them: a warm process was there for each."""
     print({role: sorted(seconds) for role, seconds in spare_slot_s.items()})
     for seconds in spare_slot_s.values():
-        assert min(seconds) <= SPARE_SLOT_S
+        assert max(seconds) <= SPARE_SLOT_S
 
 
 def test_a_node_is_drained(whole, cluster):
