@@ -1,9 +1,10 @@
-"""Files that are read: configuration, journal, timeline, secrets, checkpoints, batches."""
+"""Files that are read: of a run, of its requests, configuration, secrets, checkpoints, batches."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 from safetensors.numpy import save
@@ -12,12 +13,24 @@ from tarragon_hpc.cluster.certificate import CERTIFICATE, make_certificate, run_
 from tarragon_hpc.config import dump_config, load_config
 from tarragon_hpc.config.load import parse_override
 from tarragon_hpc.errors import ClusterError, ConfigError, ModelError, UserError
+from tarragon_hpc.gateway.records import (
+    _SUM,
+    Ended,
+    Forgotten,
+    Item,
+    Memory,
+    Opened,
+    Produced,
+    encode,
+    restated,
+)
 from tarragon_hpc.generate.inputs import parse_requests
 from tarragon_hpc.models.safetensors_map import MappedFile
 from tarragon_hpc.observe.timeline import parse_lines
 from tarragon_hpc.orchestrator import events as ev
 from tarragon_hpc.orchestrator.journal import Entry, read_journal
 from tarragon_hpc.wire.auth import SECRET, read_secret
+from tarragon_hpc.wire.common import SamplingSpec
 from tests.fuzz.target import Family
 
 family = Family()
@@ -121,3 +134,29 @@ def safetensors(data):
 )
 def batch(data):
     assert parse_requests(data.split(b"\n"), "input")
+
+
+def _requests():
+    sampling = [SamplingSpec(max_tokens=8, seed=1)] * 2
+    lines = [
+        Opened("cmpl-a", 7, "completions", msgspec.Raw(b"{}"), "00", ["x"], [[1]], ["a", "b"],
+               sampling),
+        Produced([Item("a", 0, [5, 6]), Item("b", 0, [7], "length")]),
+        Ended("b", None),
+        Forgotten("a"),
+    ]  # fmt: skip
+    return [b"\n".join(map(msgspec.json.encode, lines))]
+
+
+@family.add(_requests)
+def request_log(data):
+    """Lines without their checksums, which no damage would get past."""
+    lines = [line[:-1] + _SUM % crc32(line[:-1]) for line in data.split(b"\n")]
+    memory = Memory()
+    memory.read(b"\n".join(lines) + b"\n")
+    for kept in memory.kept.values():
+        again = Memory()
+        assert again.read(b"".join(map(encode, restated(kept)))) == []
+        assert [log.token_ids for log in again.kept[kept.name].logs] == [
+            log.token_ids for log in kept.logs
+        ]

@@ -1,9 +1,10 @@
-"""Frames for a checkpoint store, which native code and its specification must answer alike, and
-answers of a store.
+"""Frames for a checkpoint store, which native code and its specification must answer alike, answers
+of a store, and the file that one leaves to the next.
 """
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 from tarragon_hpc import native
@@ -12,6 +13,7 @@ from tarragon_hpc.checkpoint.looking import _Look
 from tarragon_hpc.checkpoint.plain_requests import page_bytes
 from tarragon_hpc.checkpoint.plain_store import PlainStore
 from tarragon_hpc.checkpoint.row_layout import RowLayout
+from tarragon_hpc.checkpoint.saved import load, save
 from tarragon_hpc.errors import FrameError
 from tarragon_hpc.wire import kv
 from tests.fuzz.target import Family
@@ -103,3 +105,23 @@ def kv_answer(data):
     question.answered(header, reply)
     if fetching.next != RUN.start:
         assert heard[-1] == (0, 2, 2 * sum(ROW_BYTES), 4 * 2 * len(ROW_BYTES))
+
+
+def _files():
+    store, file = PlainStore(1 << 20, 2), io.BytesIO()
+    for frame in (hello(), put(2, [RUN, RUN._replace(key=2)]), put(3, [RUN._replace(start=2)])):
+        store.handle(1, memoryview(frame), memoryview(bytearray(ROOM)), 0.0)
+    save(store, file, {1, 2}, 9, lambda: 0.0, 1.0, frame_bytes=256)
+    return [file.getvalue()]
+
+
+@family.add(_files)
+def saved_kv(data):
+    memory = 6 * page_bytes(ROW_BYTES, 2)
+    stores = [PlainStore(memory, 2)]
+    if native.reason is None:
+        stores.append(native.module.KvStore(memory, 2, True, 10.0))
+    copied = {load(store, io.BytesIO(data), lambda: 0.0) for store in stores}
+    assert len(copied) == 1
+    assert all(s.stats() == stores[0].stats() for s in stores)
+    assert all(s.prefixes() == stores[0].prefixes() for s in stores)
