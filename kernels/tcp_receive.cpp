@@ -38,16 +38,19 @@ void TcpLink::on_data(uint32_t events) {
 }
 
 void TcpLink::receive() {
-    for (uint64_t turn = 0; turn < kTcpTurn && !over_;) {
+    for (uint64_t turn = 0; !over_;) {
         const bool in_header = received_ < kHeader;
         const uint64_t at = in_header ? received_ : received_ - kHeader;
         uint8_t *base = in_header ? reinterpret_cast<uint8_t *>(&header_)
                                   : incoming_.data(header_.slot);
         const uint64_t room = (in_header ? kHeader : header_.nbytes) - at;
         if (room) {
+            const uint64_t worth = in_header ? 1 : std::min(room, kWorthwhile);
+            if (turn >= kTcpTurn)  // what is left may be less than what was waited for before
+                return wake_at(worth);
             const ssize_t count = recv(data_, base + at, room, MSG_DONTWAIT);
             if (nothing_there(count))
-                return wake_at(in_header ? 1 : std::min(room, kWorthwhile));
+                return wake_at(worth);
             if (count <= 0)
                 return data_ended(end_of(count));
             received_ += static_cast<uint64_t>(count);

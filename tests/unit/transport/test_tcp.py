@@ -198,3 +198,21 @@ def test_the_floor_moves_all_bytes_and_ends_with_its_client():
         assert not thread.is_alive()
         with serves, pytest.raises(OSError, match="closed|Broken pipe|reset"):
             native.module.tcp_pingpong_ask(serves.fileno(), 1, 1, 2)
+
+
+def test_the_end_of_a_message_comes_though_others_have_their_turn_before_it(bells):
+    """Links take turns of 4 MiB: what is left then is little, and nothing comes after it."""
+    size = 9 << 20
+    listener = TcpListener("127.0.0.1", "ew0", 1, SECRET, bells[0])
+    client, server = join(listener, bells, Geometry(4, size, size))
+    for _ in range(25):
+        for _ in range(4):
+            client.post(client.acquire(), size)
+        slots = [until(bells[0], server.poll).slot for _ in range(4)]
+        for slot in slots:
+            server.send(slot, size)
+        for slot in slots:
+            assert len(until(bells[1], lambda slot=slot: client.reply(slot))) == size
+            client.release(slot)
+    for end in (client, server, listener):
+        end.close()
