@@ -61,19 +61,20 @@ class Archive:
         log.info("saved %d positions of %d requests%s", copied.tokens, copied.requests, said)
         return Saved(*self._who, copied.requests, copied.tokens, nbytes, copied.problem)
 
-    def read(self, store: Store) -> None:
+    def read(self, store: Store) -> bool:
         """Have a new store take what is there, if there is anything. What cannot be read is left
-        out: it is computed anew.
+        out: it is computed anew. False: the store is not to be used, see `load`.
         """
         try:
             with self._path.open("rb") as file:
                 copied = load(store, file, time.monotonic)
             self._path.unlink()
         except FileNotFoundError:
-            return
+            return True
         except OSError as error:
             log.warning("%s: %s", self._path, error.strerror)
-            return
+            return False
         log.info("took over %d positions of %d requests", copied.tokens, copied.requests)
         if copied.problem:
             log.warning("%s: %s", self._path, copied.problem)
+        return copied.requests > 0

@@ -81,7 +81,8 @@ def save(
 def load(store: Store, file: BinaryIO, clock: Callable[[], float]) -> Copied:
     """Have a store take what was saved. Raises OSError.
 
-    Whatever is wrong with the file ends it there. `StoreServer` says how long the requests stay.
+    Whatever is wrong with the file ends it there. A store that has taken no request is not to be
+    used: the file may have told it of rows that no AW has. `StoreServer` says how long they stay.
     """
     reply = memoryview(bytearray(1 << 12))
     keys: set[int] = set()

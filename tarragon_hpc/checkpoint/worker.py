@@ -108,7 +108,8 @@ def main(context: WorkerContext) -> int:
         if reason is None:
             config = context.config.checkpoint
             store, archive = _make_store(config), Archive(context)
-            archive.read(store)
+            if not archive.read(store):
+                store = _make_store(config)
             server = StoreServer(store, listener, bell)
             orders.direct(server, lambda order: link.send(archive.write(store, order)))
             log.info("keeping up to %d MiB of KV", config.memory >> 20)

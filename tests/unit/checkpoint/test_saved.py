@@ -137,7 +137,8 @@ def test_whatever_is_in_the_file_no_wrong_row_is_taken(at, damage):
     at %= len(file)
     mangled = file[:at] + damage + file[at + len(damage) :]
     store = PlainStore(1 << 20)
-    load(store, io.BytesIO(mangled), clock)
+    if load(store, io.BytesIO(mangled), clock).requests == 0:
+        return  # of no use
     reader = Client(store)
     for run in RUNS:
         have = min(store.prefixes().get(run.key, 0), run.length)

@@ -86,6 +86,13 @@ def running():
         made.close()
 
 
+def connect(register, bell):
+    connector = make_connector(
+        TransportConfig(), worker="aw0", incarnation=1, secret=SECRET, bell=bell
+    )
+    return connector.connect("cs0", 1, register.address, Geometry(2, 4096, 4096))
+
+
 def exchange(channel, bell, frame):
     slot = channel.acquire()
     channel.request(slot)[: len(frame)] = frame
@@ -103,7 +110,7 @@ def test_keeps_what_an_aw_sends_and_says_so(running):
     running.head.send("cs0", Welcome(1))
     assert running.head.take("cs0", Ready) == Ready("cs0", 1, {"memory": 1 << 20})
     bell = ProcessDoorbell()
-    channel = connect(running, register, bell)
+    channel = connect(register, bell)
     run = Run(5, 1, 0, 0, 20)
     for frame in (hello(sequence=1), put(2, [run])):
         assert kv.unpack_header(exchange(channel, bell, frame)).status == kv.STATUS_OK
@@ -123,17 +130,10 @@ def test_keeps_what_an_aw_sends_and_says_so(running):
     assert later == "", "a fork server imports the worker only"
 
 
-def connect(running, register, bell):
-    connector = make_connector(
-        TransportConfig(), worker="aw0", incarnation=1, secret=SECRET, bell=bell
-    )
-    return connector.connect("cs0", 1, register.address, Geometry(2, 4096, 4096))
-
-
 def test_what_it_saves_is_what_the_next_one_begins_with(running):
     bell = ProcessDoorbell()
     run = Run(kv.request_key("seq-1"), 1, 0, 0, 20)
-    channel = connect(running, running.start(), bell)
+    channel = connect(running.start(), bell)
     running.head.send("cs0", Welcome(1))
     running.head.take("cs0", Ready)
     for frame in (hello(sequence=1), put(2, [run])):
@@ -148,7 +148,7 @@ def test_what_it_saves_is_what_the_next_one_begins_with(running):
     running.head.send("cs0", Shutdown("stop"))
     running.head.take("cs0", Stopping)
     assert running.end()[0] == 0
-    channel = connect(running, running.start(), bell)
+    channel = connect(running.start(), bell)
     running.head.send("cs0", Welcome(1))
     running.head.take("cs0", Ready)
     assert not path.exists()
@@ -156,6 +156,19 @@ def test_what_it_saves_is_what_the_next_one_begins_with(running):
     exchange(channel, bell, ask(kv.LOOK, 2, run._replace(attempt=10)))
     answer = exchange(channel, bell, ask(kv.FETCH, 3, run._replace(attempt=10)))
     assert len(read_fetch(answer, ROW_BYTES).rows) == 20
+    channel.close()
+
+
+def test_a_file_that_tells_of_other_rows_than_the_aws_have_does_no_harm(running):
+    folder = Path(running.directory) / "kv"
+    folder.mkdir()
+    (folder / "cs0.kv").write_bytes(hello((8, 12, 1)) + put(1, [Run(5, 1, 0, 0, 3)]))
+    bell = ProcessDoorbell()
+    channel = connect(running.start(), bell)
+    running.head.send("cs0", Welcome(1))
+    running.head.take("cs0", Ready)
+    for frame in (hello(sequence=1), put(2, [Run(5, 1, 0, 0, 20)])):
+        assert kv.unpack_header(exchange(channel, bell, frame)).status == kv.STATUS_OK
     channel.close()
 
 
