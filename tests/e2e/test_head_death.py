@@ -5,7 +5,6 @@ both end for the next job.
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from tarragon_hpc.cluster.rendezvous import create_run
 from tarragon_hpc.config import load_config
 from tests.failover.test_head_death import Client, Run
+from tests.timeline import told
 
 HEAD = Path(__file__).parents[1] / "failover" / "detached_head.py"
 TOKENS = 160
@@ -43,11 +43,6 @@ class Vllm(Run):
         """As near the time limit."""
         self.processes[-1].send_signal(signal.SIGUSR2)
         assert self.processes[-1].wait(60) == 0
-
-    def told(self, event):
-        """What the timeline has of it."""
-        lines = (self.run_dir / "timeline.jsonl").read_text().splitlines()
-        return [line for line in map(json.loads, lines) if line["event"] == event]
 
 
 @pytest.fixture
@@ -112,11 +107,11 @@ def test_streams_over_two_heads(run, end):
         requests = after["requests"]
         assert requests["restored"] + requests["recomputed"] == 7
         assert requests["restored"] > 0, "no KV came from the store"
-        resumed = run.told("request resumed")
         if end == "handed over":
-            (saved,) = run.told("kv saved")
+            (saved,) = told(run.run_dir, "kv saved")
             assert (saved["worker"], saved["requests"]) == ("cs0", 7)
             assert not list((run.run_dir / "kv").iterdir()), "it was not read"
+            resumed = told(run.run_dir, "request resumed")
             assert sum(line["restored"] for line in resumed) >= 0.8 * saved["tokens"]
 
     asyncio.run(scenario())

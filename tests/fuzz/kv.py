@@ -40,13 +40,24 @@ def _scripts():
     ]
 
 
-@family.add(_scripts)
-def kv_store(data):
-    """Some frames of one client, each behind its length (2 bytes)."""
+def _both():
+    """Small stores: the specification, and the native one if there is one."""
     memory = 6 * page_bytes(ROW_BYTES, 2)
     stores = [PlainStore(memory, 2)]
     if native.reason is None:
         stores.append(native.module.KvStore(memory, 2, True, 10.0))
+    return stores
+
+
+def _compare(stores):
+    assert all(s.stats() == stores[0].stats() for s in stores)
+    assert all(s.prefixes() == stores[0].prefixes() for s in stores)
+
+
+@family.add(_scripts)
+def kv_store(data):
+    """Some frames of one client, each behind its length (2 bytes)."""
+    stores = _both()
     frames, at = [hello(sequence=1)], 0
     while at + 2 <= len(data) and len(frames) < 40:
         size = int.from_bytes(data[at : at + 2], "little")
@@ -61,8 +72,7 @@ def kv_store(data):
             answers.append(bytes(reply))
         assert len(set(answers)) == 1, frame
         kv.unpack_header(answers[0])
-    assert all(s.stats() == stores[0].stats() for s in stores)
-    assert all(s.prefixes() == stores[0].prefixes() for s in stores)
+    _compare(stores)
 
 
 def _frames():
@@ -117,11 +127,7 @@ def _files():
 
 @family.add(_files)
 def saved_kv(data):
-    memory = 6 * page_bytes(ROW_BYTES, 2)
-    stores = [PlainStore(memory, 2)]
-    if native.reason is None:
-        stores.append(native.module.KvStore(memory, 2, True, 10.0))
+    stores = _both()
     copied = {load(store, io.BytesIO(data), lambda: 0.0) for store in stores}
     assert len(copied) == 1
-    assert all(s.stats() == stores[0].stats() for s in stores)
-    assert all(s.prefixes() == stores[0].prefixes() for s in stores)
+    _compare(stores)

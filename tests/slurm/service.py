@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from slurm.testcluster.cluster import wait
-from tarragon_hpc.cluster.rendezvous import TIMELINE, read_head
+from tarragon_hpc.cluster.rendezvous import read_head
 from tarragon_hpc.cluster.slurm.jobs import jobs_of
 from tarragon_hpc.config import merged
-from tarragon_hpc.observe.timeline import read_timeline
+from tests.timeline import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -85,8 +85,7 @@ class Run:
 
     def told(self, event: str) -> list[dict[str, Any]]:
         """What its timeline has of that."""
-        lines = read_timeline(self.run_dir / TIMELINE)
-        return [line for line in lines if line["event"] == event]
+        return told(self.run_dir, event)
 
     def why(self) -> str:
         """The end of its logs, for the report of a failure."""

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import sys
 import time
@@ -29,6 +28,7 @@ from tarragon_hpc.wire.codec import client_decoder
 from tarragon_hpc.wire.stream import connect
 from tarragon_hpc.wire.to_client import Error
 from tarragon_hpc.wire.to_head import ScaleRun
+from tests.timeline import told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,8 +80,7 @@ class Run:
         await client.close()
 
     def told(self, event: str, worker: str | None = None) -> list[dict[str, Any]]:
-        lines = map(json.loads, (self.path / "timeline.jsonl").read_text().splitlines())
-        return [e for e in lines if e["event"] == event and worker in (None, e.get("worker"))]
+        return told(self.path, event, worker)
 
     def own_jobs(self) -> dict[str, str]:
         """The jobs of workers: incarnations by job ids."""

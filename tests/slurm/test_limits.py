@@ -112,11 +112,6 @@ class Batch:
         return found
 
 
-def told(run: Run, event: str) -> list[dict]:
-    lines = map(json.loads, (run.run_dir / "timeline.jsonl").read_text().splitlines())
-    return [line for line in lines if line["event"] == event]
-
-
 def test_a_batch_across_two_time_limits(batch, slurm):
     found = batch()
     for share in (5, 25):
@@ -130,10 +125,10 @@ def test_a_batch_across_two_time_limits(batch, slurm):
     assert report["jobs"] == [first, second, third]
     assert [slurm.state(job) for job in (first, second, third)] == ["COMPLETED"] * 3
     assert slurm.state(last) == "CANCELLED"
-    reasons = [line["reason"] for line in told(found.run, "handover began")]
+    reasons = [line["reason"] for line in found.run.told("handover began")]
     assert reasons == ["the job's time limit is near"] * 2
     # What was running at a limit went on from the tokens that were known.
-    assert sum(line["count"] for line in told(found.run, "requests taken over")) > 0
+    assert sum(line["count"] for line in found.run.told("requests taken over")) > 0
 
 
 def test_a_real_time_limit(batch, slurm):
@@ -151,7 +146,7 @@ def test_a_real_time_limit(batch, slurm):
     wait(lambda: elapsed() > 65, 100, "the signal")
     os.kill(head, signal.SIGCONT)
     report = found.report()
-    assert [line["reason"] for line in told(found.run, "handover began")] == [
+    assert [line["reason"] for line in found.run.told("handover began")] == [
         "the job's time limit is near"
     ]
     assert report["heads"] == 2
@@ -162,8 +157,8 @@ def test_a_preempted_batch_goes_on_in_the_next_job(batch, slurm):
     found.until(5)
     first = found.running()
     urgent = slurm.submit("sleep 3", "-phigh", "-N6", "--exclusive", "--time=1")
-    wait(lambda: told(found.run, "handover began"), 30, f"the handover\n{found.run.why()}")
-    (began,) = told(found.run, "handover began")
+    wait(lambda: found.run.told("handover began"), 30, f"the handover\n{found.run.why()}")
+    (began,) = found.run.told("handover began")
     assert "4 of 4 workers were given notice (SIGTERM)" in began["reason"]
     assert f"job {first} is being taken away" in began["reason"]
     wait(lambda: slurm.state(urgent) in ("RUNNING", "COMPLETED"), 60, "the urgent job")
@@ -206,11 +201,11 @@ def test_one_step_that_is_told_to_leave_is_moved(batch, slurm):
     step = slurm.step(found.running(), "aw0.1")
     with contextlib.suppress(RuntimeError):  # of the job's nodes without this step
         slurm.call("scancel", "--signal=TERM", step.id)
-    wait(lambda: told(found.run, "worker given notice"), 10, "the notice")
+    wait(lambda: found.run.told("worker given notice"), 10, "the notice")
     assert found.report()["heads"] == 1
-    notices = told(found.run, "worker given notice")
+    notices = found.run.told("worker given notice")
     assert [(line["worker"], line["incarnation"]) for line in notices] == [("aw0", 1)]
-    lost = [line for line in told(found.run, "worker lost") if line["worker"] == "aw0"]
+    lost = [line for line in found.run.told("worker lost") if line["worker"] == "aw0"]
     assert not lost
 
 
