@@ -158,19 +158,27 @@ def _read_port(sysfs: Path, device: Path, path: Path, blocked: str) -> Port:
 
 
 def _read_gids(path: Path) -> tuple[Gid, ...]:
-    """The entries of a port's table that are in use: free ones are zero or cannot be read."""
+    """The entries of a port's table that are in use: free ones are zero or cannot be read.
+
+    A table may have 1,024 of them, all but a few of them free, which must not take long.
+    """
     found = []
-    for entry in sorted((path / "gids").glob("*"), key=_natural):
+    for entry in (path / "gids").glob("*"):
         address = _text(entry)
-        try:
-            used = int(ipaddress.IPv6Address(address)) and entry.name.isdecimal()
-        except ValueError:
-            continue
-        if used:
+        if entry.name.isdecimal() and address.strip("0:") and _is_gid(address):
             kind = _text(path / "gid_attrs" / "types" / entry.name)
             netdev = _text(path / "gid_attrs" / "ndevs" / entry.name) or None
             found.append(Gid(int(entry.name), address, kind, netdev))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda gid: gid.index))
+
+
+def _is_gid(text: str) -> bool:
+    """It is written as an address of IPv6."""
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _best(gids: tuple[Gid, ...], link_layer: str) -> Gid | None:

@@ -5,6 +5,7 @@ Servers are at one end of it, clients at the other; handshakes take the wire too
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from pathlib import Path
 
@@ -21,8 +22,14 @@ HOST = "10.77.0.2"  # the servers'
 SETTINGS = RdmaConfig(timeout=18, retries=6)
 
 
+@functools.cache
+def ports():
+    """Of this machine; a process forked from this one need not look again, which takes time."""
+    return find_ports()
+
+
 def port_of(device):
-    found = choose_port(find_ports(), RdmaConfig(device=device))
+    found = choose_port(ports(), RdmaConfig(device=device))
     assert isinstance(found, Port), found
     return found
 
@@ -40,7 +47,7 @@ class RdmaWorld(ProcessWorld):
     @staticmethod
     def possible():
         """Whether this machine has the two ports."""
-        return {CLIENTS, SERVERS} <= {p.device for p in find_ports()}
+        return {CLIENTS, SERVERS} <= {p.device for p in ports()}
 
     def __init__(self, directory):
         super().__init__(directory)

@@ -56,29 +56,33 @@ def wire(guest, *what):
     assert done.status == 0, done.output
 
 
+def start_tests(guest, *args, deadline_s, **env):
+    """Start pytest in a guest; `tests_end` waits for it."""
+    (guest.directory / "results.xml").unlink(missing_ok=True)
+    options = ["-q", "-p", "no:cacheprovider", "--junitxml=/jobs/results.xml", "--timeout=120"]
+    return guest.start(["python", "-m", "pytest", *options, *args], deadline_s, **env)
+
+
 @pytest.fixture
-def run_tests(guest, subtests):
-    """Run pytest in the guest; every test there is a subtest here.
+def tests_end(subtests):
+    """Wait for tests that were started in a guest; every one of them is a subtest here.
 
     What is skipped in the guest has failed, for all that it needs is there.
     """
 
-    def run(*args, deadline_s, **env):
-        results = guest.directory / "results.xml"
-        results.unlink(missing_ok=True)
-        options = ["-q", "-p", "no:cacheprovider", "--junitxml=/jobs/results.xml", "--timeout=120"]
-        done = guest.run(["python", "-m", "pytest", *options, *args], deadline_s, **env)
+    def check(guest, job):
+        done = guest.wait(job)
         if done.status not in (0, 1):
             guest.close()  # who knows what is still going on in it
             pytest.fail(f"pytest ended with {done.status} in the guest:\n{done.output[-8000:]}")
-        for case in ElementTree.parse(results).iter("testcase"):
+        for case in ElementTree.parse(guest.directory / "results.xml").iter("testcase"):
             with subtests.test(case.get("name")):
                 bad = [part for part in case if part.tag in ("failure", "error", "skipped")]
                 if bad:
                     text = f"{bad[0].tag}: {bad[0].get('message')}\n{bad[0].text or ''}"
                     pytest.fail(f"{case.get('classname')} in the guest: {text}", pytrace=False)
 
-    return run
+    return check
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.rdma.conftest import wire
+from tests.rdma.conftest import start_tests, wire
 
 SCRIPTS = sorted(Path(__file__).with_name("in_guest").glob("*.py"))
 SUITE_S = 900  # a minute or two, unless the machine is busy
-# Where latency and loss can make a difference; all of it takes minutes of waiting.
+# Over TCP, where latency and loss can make a difference; all of it takes minutes of waiting.
 SLOW = (
     "in_order",
     "any_order",
@@ -26,20 +26,25 @@ DEATH = "node_death"  # takes two guests: test_node_death.py
 
 
 @pytest.mark.timeout(SUITE_S + 200)
-def test_the_transport_suite_over_rdma(run_tests):
-    run_tests("tests/conformance", "-k", "rdma", deadline_s=SUITE_S)
+def test_the_transport_suite_over_rdma_and_over_a_slow_wire(boot, guest, tests_end):
+    """In two guests at once, for both of them wait most of the time."""
+    suite = "tests/conformance", "-k"
+    rdma = start_tests(guest, *suite, "rdma", deadline_s=SUITE_S)
+    slow = boot()
+    wire(slow, "lay")
+    wire(slow, "slow", "20ms", "5%")
+    what = f"slow-tcp and ({' or '.join(SLOW)})"
+    tcp = start_tests(slow, *suite, what, deadline_s=SUITE_S, TARRAGON_SLOW_WIRE="1")
+    try:
+        tests_end(slow, tcp)
+        slow.close()
+    finally:
+        tests_end(guest, rdma)
 
 
 @pytest.mark.parametrize("name", [s.stem for s in SCRIPTS if s.stem != DEATH])
 def test_a_script(run_script, name):
     run_script(f"tests.rdma.in_guest.{name}", deadline_s=250)
-
-
-@pytest.mark.timeout(SUITE_S + 200)
-def test_the_transport_suite_over_tcp_with_latency_and_loss(guest, run_tests):
-    wire(guest, "slow", "20ms", "5%")
-    what = f"slow-tcp and ({' or '.join(SLOW)})"
-    run_tests("tests/conformance", "-k", what, deadline_s=SUITE_S, TARRAGON_SLOW_WIRE="1")
 
 
 def doctor(guest):
