@@ -45,7 +45,8 @@ class Hosts:
     """One namespace for each name, joined by a switch, with an address each; removed at `close`.
 
     block: the addresses' network, as for `transport.interface`; head: this namespace's own address
-    in it. Raises UserError if this machine cannot (`why_not`), ClusterError if a command fails.
+    in it; switch: the namespace whose device `bridge` joins them. Raises UserError if this machine
+    cannot (`why_not`), ClusterError if a command fails.
     What was left by a process that died without `close` is removed first.
     """
 
@@ -54,7 +55,7 @@ class Hosts:
             raise UserError(f"network namespaces: {problem}")
         _sweep()
         self._names = list(names)
-        self._switch = _namespace("switch")
+        self.switch = _namespace("switch")
         self.block, addresses = _free_block()
         self.head = next(addresses)
         self._addresses = dict(zip(names, addresses, strict=False))
@@ -85,7 +86,7 @@ class Hosts:
 
     def cut(self, host: str) -> None:
         """Pull the cable: the host's carrier is gone."""
-        _run("ip", "-n", self._switch, "link", "set", self._wire(host), "down")
+        _run("ip", "-n", self.switch, "link", "set", self._wire(host), "down")
 
     def silence(self, host: str, direction: Direction = "both") -> None:
         """Lose everything that comes `in` to a host, goes `out` of it, or both."""
@@ -99,7 +100,7 @@ class Hosts:
         """Undo all faults of a host."""
         for namespace, device in self._ends(host).values():
             _nft(namespace, f"flush chain netdev {_TABLE} {device}")
-        _run("ip", "-n", self._switch, "link", "set", self._wire(host), "up")
+        _run("ip", "-n", self.switch, "link", "set", self._wire(host), "up")
 
     def close(self) -> None:
         """End every process on the hosts and remove them. Safe to call twice."""
@@ -112,15 +113,15 @@ class Hosts:
 
     def _ends(self, host: str) -> dict[str, tuple[str, str]]:
         """Where packets of each direction arrive: (namespace, device)."""
-        return {"in": (_namespace(host), "eth0"), "out": (self._switch, self._wire(host))}
+        return {"in": (_namespace(host), "eth0"), "out": (self.switch, self._wire(host))}
 
     def _wire(self, host: str) -> str:
         return f"w{self._names.index(host)}"
 
     def _build(self) -> None:
         mask = self.block.partition("/")[2]
-        _run("ip", "netns", "add", self._switch)
-        on_switch = ["ip", "-n", self._switch, "link"]
+        _run("ip", "netns", "add", self.switch)
+        on_switch = ["ip", "-n", self.switch, "link"]
         _run(*on_switch, "add", "bridge", "type", "bridge", "forward_delay", "0")
         _run(*on_switch, "set", "bridge", "up")
         uplink, here = _uplink(os.getpid()), str(os.getpid())

@@ -1,25 +1,63 @@
-"""A wire with a delay between this network namespace and another one, where there is no netem.
+"""A way to a host that takes time, where there is no netem.
 
-    python slow_wire.py NAMESPACE NEAR FAR DELAY_MS
+    python slow_wire.py NAMESPACE DEVICE NAMESPACE DEVICE DELAY_MS
 
-Makes the TAP devices NEAR here and FAR there and says so; carries frames both ways until its
-standard input ends. A TAP device cuts what the kernel sends into frames and fills in checksums.
+Makes two TAP devices and says so; carries frames both ways until its standard input ends. A TAP
+device cuts what the kernel sends into frames and fills in checksums.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
 import select
 import struct
+import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tarragon_hpc.bench.hosts import Hosts
 
 _TUNSETIFF, _TAP, _NO_HEADER = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
 _CLONE_NEWNET = 0x40000000
 _FRAME = 65536
+
+
+@contextmanager
+def slow_wire(hosts: Hosts, host: str, delay_ms: int) -> Iterator[None]:
+    """The host is joined to the switch by such a wire, instead of by its own; nothing is closed."""
+    namespace, address = hosts.prefix(host)[-1], hosts.address(host)
+    command = [sys.executable, __file__, hosts.switch, "slow", namespace, "slow", str(delay_ms)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as wire:
+        assert wire.stdin
+        assert wire.stdout
+        assert wire.stdout.readline() == b"up\n"
+        _ip(hosts.switch, "link set slow master bridge up")
+        # With the same hardware address, for others have it in their tables.
+        show = ["ip", "-n", namespace, "-json", "link", "show", "eth0"]
+        (eth0,) = json.loads(subprocess.check_output(show))
+        _ip(namespace, f"link set slow address {eth0['address']}")
+        move = "address del {1}/24 dev {0}; link set {0} down; address add {1}/24 dev {2}; "
+        move += "link set {2} up"
+        _ip(namespace, move.format("eth0", address, "slow"))
+        try:
+            yield
+        finally:
+            _ip(namespace, move.format("slow", address, "eth0"))
+            wire.stdin.close()
+
+
+def _ip(namespace: str, commands: str) -> None:
+    batch = ["ip", "-n", namespace, "-batch", "-"]
+    subprocess.run(batch, input=commands.replace("; ", "\n"), text=True, check=True)
 
 
 def enter(namespace: str) -> None:
@@ -29,7 +67,8 @@ def enter(namespace: str) -> None:
         raise OSError(ctypes.get_errno(), f"setns: {namespace}")
 
 
-def tap(name: str) -> int:
+def tap(namespace: str, name: str) -> int:
+    enter(namespace)
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP | _NO_HEADER))
     return fd
@@ -55,9 +94,7 @@ def carry(near: int, far: int, delay_s: float) -> None:
 
 
 if __name__ == "__main__":
-    namespace, near_name, far_name, delay_ms = sys.argv[1:]
-    here = tap(near_name)
-    enter(namespace)
-    there = tap(far_name)
+    one_namespace, one_name, other_namespace, other_name, delay_ms = sys.argv[1:]
+    one, other = tap(one_namespace, one_name), tap(other_namespace, other_name)
     print("up", flush=True)
-    carry(here, there, float(delay_ms) / 1000)
+    carry(one, other, float(delay_ms) / 1000)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from tarragon_hpc.datapath.refe import Refe
 from tarragon_hpc.datapath.report import OVERDUE, SILENT, Clearance, Failover, Suspicion
 from tarragon_hpc.transport.bell import ProcessDoorbell
 from tarragon_hpc.wire.common import Peer
-from tests.netns import slow_wire
 from tests.netns.echo_ew import EXPERTS, HIDDEN, SECRET, SILENT_LOSS_S, TOP_K
+from tests.netns.slow_wire import slow_wire
 
 pytestmark = pytest.mark.native
 
@@ -182,39 +182,21 @@ def test_loss_of_packets_costs_time_and_nothing_else(world, hosts):
     assert world.longest_s < 2.0
 
 
-@pytest.fixture
-def slow_way(hosts):
-    """An address of ew1's host at the end of a wire that takes DELAY_MS each way."""
-    namespace, near, far = hosts.prefix("ew1")[-1], f"ts{os.getpid()}", "slow"
-    net = f"10.127.{os.getpid() // 64 % 256}"
-    first = os.getpid() % 64 * 4 + 1
-    command = [sys.executable, slow_wire.__file__, namespace, near, far, str(DELAY_MS)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as wire:
-        assert wire.stdout.readline() == b"up\n"
-        for ip, device, address in (
-            (["ip"], near, first),
-            (["ip", "-n", namespace], far, first + 1),
-        ):
-            subprocess.run(
-                [*ip, "address", "add", f"{net}.{address}/30", "dev", device], check=True
-            )
-            subprocess.run([*ip, "link", "set", device, "up"], check=True)
-        yield f"{net}.{first + 1}"
-        wire.stdin.close()
+def test_an_ew_to_which_the_way_becomes_long_is_overdue_and_used_again(world, hosts):
+    with slow_wire(hosts, "ew1", DELAY_MS):
+        world.calls(PATIENCE_S, lambda: world.told(Failover, "ew1"))
+    world.calls(PATIENCE_S, world.serves("ew1"))
+    assert world.refe.down() == {}
+    assert world.longest_s < 2.0
 
 
-def test_latency_costs_time_and_nothing_else(hosts, ews, slow_way):
-    far = Ew(hosts, "ew1", 1, slow_way)
-    aw = Aw({"ew0": ews["ew0"], "ew1": far}, next(_INCARNATIONS))
-    try:
+def test_an_ew_that_has_always_been_far_away_is_waited_for(ews, hosts):
+    with slow_wire(hosts, "ew1", DELAY_MS), closing(Aw(ews, next(_INCARNATIONS))) as aw:
         assert aw.table() == {}
         aw.calls(PATIENCE_S, aw.serves("ew1"))
         assert aw.refe.stats.latency_s["ew1"] >= 2 * DELAY_MS / 1000
         assert aw.refe.down() == {}
         assert aw.longest_s < 2.0
-    finally:
-        aw.close()
-        far.close()
 
 
 def test_a_killed_ew_is_masked_and_its_successor_used(world, hosts):

@@ -13,12 +13,14 @@ import pytest
 from tarragon_hpc.bench.injection import is_whole
 from tests.e2e import oracle
 from tests.e2e.crowd import NEW_TOKENS, Crowd, start
+from tests.netns.slow_wire import slow_wire
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 WORKERS = ("aw0", "aw1", "ew0", "ew1", "cs0")
 # A worker that is cut off for longer loses its place (heartbeats: 5 x 100 ms before that).
 GRACE_S = 4.0
+DELAY_MS = 5
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,19 @@ def test_an_expert_worker_that_cannot_be_reached_is_masked_and_used_again(
         people.until(lambda _: worker in told(people, mark, "worker trusted again"))
         people.until(is_whole)
     assert people.worker(worker)["incarnation"] == number
+    assert not people.since(mark, "requests moved")
+
+
+@pytest.mark.parametrize("worker", ["ew1", "aw1", "cs0"])
+def test_a_worker_that_is_far_away_costs_time_and_nothing_else(people, hosts, worker):
+    mark = people.mark()
+    before = [w["incarnation"] for w in people.workers()]
+    with people.busy():
+        people.until(lambda s: s["requests"]["running"] > 6)
+        with slow_wire(hosts, worker, DELAY_MS):
+            people.check()
+    people.whole()
+    assert [w["incarnation"] for w in people.workers()] == before
     assert not people.since(mark, "requests moved")
 
 
