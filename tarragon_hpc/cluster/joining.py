@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _SOONEST_S = 0.05
 _LATEST_S = 2.0
 _CLAIM_BYTES = 200
+_HOLDER_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -140,10 +141,22 @@ def claim(run: Directory, who: Incarnation) -> None:
     try:
         if workers.claim(name, f"pid {os.getpid()} on {socket.gethostname()}"):
             return
-        holder = workers.read(name, _CLAIM_BYTES).decode(errors="replace") or "unknown"
+        holder = _holder(workers, name)
     except OSError as error:
         raise ClusterError(f"{workers.path / name}: cannot be written: {said(error)}") from None
     raise Claimed(f"{who} is another process already ({holder}); no incarnation is used twice")
+
+
+def _holder(workers: Directory, name: str) -> str:
+    """Who has made a claim: that is written a moment later, or not at all on a full disk."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda text: not text),
+        wait=tenacity.wait_fixed(_SOONEST_S),
+        stop=tenacity.stop_after_delay(_HOLDER_S),
+        retry_error_callback=lambda _: b"",
+    )
+    text = retrying(workers.read, name, _CLAIM_BYTES)
+    return text.decode(errors="replace") or "unknown"
 
 
 def publish(run: Directory, who: Incarnation, nonce: str, address: Mapping[str, str]) -> None:
