@@ -34,7 +34,8 @@ _FRAME = 65536
 @contextmanager
 def slow_wire(hosts: Hosts, host: str, delay_ms: int) -> Iterator[None]:
     """The host is joined to the switch by such a wire, instead of by its own; nothing is closed."""
-    namespace, address = hosts.prefix(host)[-1], hosts.address(host)
+    namespace = hosts.prefix(host)[-1]
+    address = f"{hosts.address(host)}/{hosts.block.partition('/')[2]}"
     command = [sys.executable, __file__, hosts.switch, "slow", namespace, "slow", str(delay_ms)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as wire:
         assert wire.stdin
@@ -45,19 +46,27 @@ def slow_wire(hosts: Hosts, host: str, delay_ms: int) -> Iterator[None]:
         show = ["ip", "-n", namespace, "-json", "link", "show", "eth0"]
         (eth0,) = json.loads(subprocess.check_output(show))
         _ip(namespace, f"link set slow address {eth0['address']}")
-        move = "address del {1}/24 dev {0}; link set {0} down; address add {1}/24 dev {2}; "
-        move += "link set {2} up"
-        _ip(namespace, move.format("eth0", address, "slow"))
+        _move(namespace, address, "eth0", "slow")
         try:
             yield
         finally:
-            _ip(namespace, move.format("slow", address, "eth0"))
+            _move(namespace, address, "slow", "eth0")
             wire.stdin.close()
 
 
-def _ip(namespace: str, commands: str) -> None:
+def _move(namespace: str, address: str, old: str, new: str) -> None:
+    _ip(
+        namespace,
+        f"address del {address} dev {old}",
+        f"link set {old} down",
+        f"address add {address} dev {new}",
+        f"link set {new} up",
+    )
+
+
+def _ip(namespace: str, *commands: str) -> None:
     batch = ["ip", "-n", namespace, "-batch", "-"]
-    subprocess.run(batch, input=commands.replace("; ", "\n"), text=True, check=True)
+    subprocess.run(batch, input="\n".join(commands), text=True, check=True)
 
 
 def enter(namespace: str) -> None:
